@@ -1,0 +1,6 @@
+//! Realm's CPU backend.
+
+mod isa;
+mod pool;
+
+pub use isa::IsaLimit;

@@ -1,0 +1,1 @@
+//! Realm's GPU backends.

@@ -1,0 +1,1 @@
+//! Op cases that every backend must pass.

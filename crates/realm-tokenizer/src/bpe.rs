@@ -1,0 +1,100 @@
+//! Byte-level BPE, the kind `gpt2`: words by a pre-tokenizer, merged by ranked pairs.
+//!
+//! The merging is Hugging Face's `BPE`, which gives llama.cpp's ids: the lowest rank first, of equal ones the
+//! leftmost. The splitting is our own (see [`crate::pretokenizer`]).
+
+use std::collections::{HashMap, HashSet};
+
+use tokenizers::{Model, models::bpe::BPE};
+
+use crate::{
+    byte_level::ByteAlphabet,
+    error::{TokenizerError, shown},
+    pretokenizer::PreTokenizer,
+};
+
+/// A byte-level BPE model.
+#[derive(Debug)]
+pub(crate) struct ByteLevelBpe {
+    model: BPE,
+    pre: PreTokenizer,
+    alphabet: ByteAlphabet,
+}
+
+impl ByteLevelBpe {
+    /// `ids` is the inverse of the vocabulary; `merges` as in [`Vocab::merges`](crate::Vocab::merges).
+    pub(crate) fn new(
+        ids: &HashMap<Box<str>, u32>,
+        merges: &[String],
+        pre: PreTokenizer,
+    ) -> Result<Self, TokenizerError> {
+        let vocab = ids
+            .iter()
+            .map(|(text, &id)| (text.to_string(), id))
+            .collect::<tokenizers::models::bpe::Vocab>();
+        let model = BPE::builder()
+            .vocab_and_merges(vocab, pairs(ids, merges)?)
+            .ignore_merges(pre.ignore_merges)
+            .build()
+            .map_err(library_error)?;
+        Ok(Self { model, pre, alphabet: ByteAlphabet::new() })
+    }
+
+    /// Whether a text starts with the BOS token where the file does not say.
+    pub(crate) fn adds_bos(&self) -> bool {
+        self.pre.add_bos
+    }
+
+    /// Appends the ids of `text`.
+    pub(crate) fn encode(&self, text: &str, output: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let mut word = String::new();
+        for range in self.pre.split(text) {
+            word.clear();
+            word.extend(text[range].bytes().map(|byte| self.alphabet.char(byte)));
+            let tokens = self.model.tokenize(&word).map_err(library_error)?;
+            // The model leaves out what it has no token for; the last offset tells.
+            if tokens.last().map_or(0, |token| token.offsets.1) != word.len() {
+                return Err(self.missing_byte(&word));
+            }
+            output.extend(tokens.iter().map(|token| token.id));
+        }
+        Ok(())
+    }
+
+    fn missing_byte(&self, word: &str) -> TokenizerError {
+        let known = |c: &char| self.model.token_to_id(c.encode_utf8(&mut [0; 4])).is_some();
+        let byte =
+            word.chars().find(|c| !known(c)).and_then(|c| self.alphabet.byte(c)).unwrap_or(0);
+        TokenizerError::NoByteToken { byte }
+    }
+}
+
+/// The merges as pairs of known tokens that make a known token. Of equal pairs the first counts.
+fn pairs(
+    ids: &HashMap<Box<str>, u32>,
+    merges: &[String],
+) -> Result<Vec<(String, String)>, TokenizerError> {
+    let mut pairs = Vec::with_capacity(merges.len());
+    let mut seen = HashSet::with_capacity(merges.len());
+    for (index, merge) in merges.iter().enumerate() {
+        let malformed = || TokenizerError::MalformedMerge { index, merge: shown(merge) };
+        // A space can't be the first token's start: in this alphabet it is written `Ġ`.
+        let (left, right) = merge.split_once(' ').ok_or_else(malformed)?;
+        if left.is_empty() || right.is_empty() {
+            return Err(malformed());
+        }
+        for token in [left, right, &format!("{left}{right}")] {
+            if !ids.contains_key(token) {
+                return Err(TokenizerError::UnknownMergeToken { index, token: shown(token) });
+            }
+        }
+        if seen.insert((left, right)) {
+            pairs.push((left.to_owned(), right.to_owned()));
+        }
+    }
+    Ok(pairs)
+}
+
+fn library_error(error: tokenizers::Error) -> TokenizerError {
+    TokenizerError::Library { part: "BPE model", reason: error.to_string() }
+}

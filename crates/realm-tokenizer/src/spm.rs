@@ -1,0 +1,208 @@
+//! SentencePiece-BPE, the kind `llama`: merging by the score of the token that comes out.
+//!
+//! Own code, because Hugging Face's `BPE` merges by ranked pairs, which these vocabularies do not have.
+//! Its pairs can be guessed from the scores, but ties between equal scores, and unused or user-defined
+//! tokens as the result of a merge, then come out differently from llama.cpp, whose ids files are made for
+//! (`llm_tokenizer_spm_session` in `src/llama-vocab.cpp`; SentencePiece's own `bpe_model.cc` has the same
+//! algorithm).
+
+use std::{
+    cmp::Ordering,
+    collections::{BinaryHeap, HashMap},
+};
+
+use crate::error::TokenizerError;
+
+/// Stands for a space inside tokens: U+2581.
+pub(crate) const SPACE: char = '▁';
+
+/// Marks the end of the chain of symbols, and a symbol that is no token.
+const NONE: u32 = u32::MAX;
+
+/// Positions are `u32`, and a space grows to three bytes.
+const MAX_TEXT: usize = 1 << 30;
+
+/// A stretch of the text, part of a doubly linked chain.
+#[derive(Clone, Copy)]
+struct Symbol {
+    start: u32,
+    /// 0: merged into the symbol before.
+    len: u32,
+    prev: u32,
+    next: u32,
+    /// The token with this text, or `NONE`.
+    id: u32,
+}
+
+/// A merge that was possible when it was found. The greatest goes first: the highest score, and of
+/// equal ones the leftmost.
+struct Merge {
+    score: f32,
+    left: u32,
+    right: u32,
+    /// Of the result. Another length of the two symbols now shows that the entry is out of date.
+    len: u32,
+    id: u32,
+}
+
+impl Ord for Merge {
+    fn cmp(&self, other: &Self) -> Ordering {
+        // Scores are no NaN: `Tokenizer::new` has seen to it. -0.0 equals 0.0, unlike in `total_cmp`.
+        let by_score = self.score.partial_cmp(&other.score).unwrap_or(Ordering::Equal);
+        by_score.then(other.left.cmp(&self.left))
+    }
+}
+
+impl PartialOrd for Merge {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Merge {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Merge {}
+
+/// What merging needs beside the vocabulary's texts.
+#[derive(Debug)]
+pub(crate) struct Spm {
+    /// `[vocab_size]`.
+    scores: Vec<f32>,
+    /// The token of each byte, where there is one.
+    bytes: Box<[Option<u32>; 256]>,
+    /// Length in bytes of the longest token.
+    longest: usize,
+    /// Whether a text gets a space in front.
+    pub(crate) space_prefix: bool,
+}
+
+impl Spm {
+    /// `scores` are `[vocab_size]` and no NaN; `ids` is the inverse of the vocabulary.
+    pub(crate) fn new(scores: Vec<f32>, ids: &HashMap<Box<str>, u32>, space_prefix: bool) -> Self {
+        let bytes = std::array::from_fn(|byte| {
+            let by_name = ids.get(format!("<0x{byte:02X}>").as_str());
+            let by_itself = || {
+                u8::try_from(byte)
+                    .ok()
+                    .filter(u8::is_ascii)
+                    .map(|byte| char::from(byte).to_string())
+            };
+            by_name.copied().or_else(|| ids.get(by_itself()?.as_str()).copied())
+        });
+        let longest = ids.keys().map(|text| text.len()).max().unwrap_or(0);
+        Self { scores, bytes: Box::new(bytes), longest, space_prefix }
+    }
+
+    /// Appends the ids of `text`, which starts a text or follows a special token where `at_start` is set.
+    pub(crate) fn encode(
+        &self,
+        ids: &HashMap<Box<str>, u32>,
+        text: &str,
+        at_start: bool,
+        output: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        if text.len() > MAX_TEXT {
+            return Err(TokenizerError::TextTooLong { len: text.len() });
+        }
+        let mut escaped = String::with_capacity(text.len() + text.len() / 2);
+        if at_start && self.space_prefix {
+            escaped.push(SPACE);
+        }
+        escaped.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
+
+        let mut chain = Chain::new(self, ids, &escaped);
+        chain.merge();
+        let mut at = if chain.symbols.is_empty() { NONE } else { 0 };
+        while at != NONE {
+            let symbol = chain.symbols[at as usize];
+            if symbol.id == NONE {
+                let start = symbol.start as usize;
+                for &byte in &escaped.as_bytes()[start..start + symbol.len as usize] {
+                    output.push(
+                        self.bytes[usize::from(byte)]
+                            .ok_or(TokenizerError::NoByteToken { byte })?,
+                    );
+                }
+            } else {
+                output.push(symbol.id);
+            }
+            at = symbol.next;
+        }
+        Ok(())
+    }
+}
+
+/// A text on its way from characters to tokens.
+struct Chain<'a> {
+    spm: &'a Spm,
+    ids: &'a HashMap<Box<str>, u32>,
+    text: &'a str,
+    symbols: Vec<Symbol>,
+    queue: BinaryHeap<Merge>,
+}
+
+impl<'a> Chain<'a> {
+    /// One symbol a character. `text` is shorter than 2³² bytes.
+    fn new(spm: &'a Spm, ids: &'a HashMap<Box<str>, u32>, text: &'a str) -> Self {
+        let mut symbols: Vec<Symbol> = text
+            .char_indices()
+            .zip(0u32..)
+            .map(|((start, c), index)| Symbol {
+                start: start as u32,
+                len: c.len_utf8() as u32,
+                prev: index.checked_sub(1).unwrap_or(NONE),
+                next: index + 1,
+                id: ids.get(&text[start..start + c.len_utf8()]).copied().unwrap_or(NONE),
+            })
+            .collect();
+        if let Some(last) = symbols.last_mut() {
+            last.next = NONE;
+        }
+        let mut chain = Self { spm, ids, text, symbols, queue: BinaryHeap::new() };
+        for right in 1..chain.symbols.len() as u32 {
+            chain.propose(right - 1, right);
+        }
+        chain
+    }
+
+    /// Puts the merge of two neighbours into the queue if it makes a token.
+    fn propose(&mut self, left: u32, right: u32) {
+        if left == NONE || right == NONE {
+            return;
+        }
+        let start = self.symbols[left as usize].start as usize;
+        let len = self.symbols[left as usize].len + self.symbols[right as usize].len;
+        if len as usize > self.spm.longest {
+            return;
+        }
+        if let Some(&id) = self.ids.get(&self.text[start..start + len as usize]) {
+            let score = self.spm.scores[id as usize];
+            self.queue.push(Merge { score, left, right, len, id });
+        }
+    }
+
+    /// Merges until no two neighbours make a token. O(n log n) in the number of characters.
+    fn merge(&mut self) {
+        while let Some(merge) = self.queue.pop() {
+            let left = self.symbols[merge.left as usize];
+            let right = self.symbols[merge.right as usize];
+            if left.len == 0 || right.len == 0 || left.len + right.len != merge.len {
+                continue;
+            }
+            let merged = &mut self.symbols[merge.left as usize];
+            merged.len = merge.len;
+            merged.id = merge.id;
+            merged.next = right.next;
+            self.symbols[merge.right as usize].len = 0;
+            if right.next != NONE {
+                self.symbols[right.next as usize].prev = merge.left;
+            }
+            self.propose(left.prev, merge.left);
+            self.propose(merge.left, right.next);
+        }
+    }
+}
