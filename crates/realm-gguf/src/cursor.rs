@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use crate::value::ElementType;
-use crate::{Array, GgufError, GgufErrorKind, MAX_ARRAY_DEPTH, MAX_HEADER_BYTES, Place, Strings, Value};
+use crate::{
+    Array, GgufError, GgufErrorKind, MAX_ARRAY_DEPTH, MAX_HEADER_BYTES, Place, Strings, Value,
+};
 
 /// A position in a file's header. No read goes past the file's end or [`MAX_HEADER_BYTES`], and no
 /// count from the file leads to an allocation before it is known that so many elements can follow.

@@ -38,16 +38,17 @@ impl BlockFormat for Iq4Nl {
 
     fn encode(values: &[f32]) -> Self {
         let x = tame::<32>(values);
-        let d = F16Le::from_f32_finite(SEARCH.group(&x));
+        let d = F16Le::from_f32_finite(search().group(&x));
         let id = inverse(d.to_f32());
         let q = |v: f32| index_of(nearest_level(v * id));
         Self { d, qs: std::array::from_fn(|j| q(x[j]) | q(x[j + 16]) << 4) }
     }
 }
 
-/// The search for the scale of a group: the extreme weight onto or near the extreme level.
-pub(super) const SEARCH: SignedSearch<fn(f32) -> f32> =
-    SignedSearch { level: nearest_level, first: -134.0, step: 1.0, tries: 15 };
+/// The search for the scale of a group: starts map the extreme weight near the extreme level.
+pub(super) fn search() -> SignedSearch<impl Fn(f32) -> f32> {
+    SignedSearch { level: nearest_level, first: -134.0, step: 1.0, tries: 15 }
+}
 
 /// The level nearest to `v`.
 #[inline(always)]

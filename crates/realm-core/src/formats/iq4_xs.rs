@@ -2,7 +2,7 @@
 
 use super::BlockFormat;
 use super::bits::{F16Le, array_mut, tame};
-use super::iq4_nl::{IQ4_LEVELS, SEARCH, index_of};
+use super::iq4_nl::{IQ4_LEVELS, index_of, search};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// `weight = d · (scale[g] − 32) · IQ4_LEVELS[q]`, q in 0..16, group g = weight / 32.
@@ -57,7 +57,7 @@ impl BlockFormat for Iq4Xs {
 
     fn encode(values: &[f32]) -> Self {
         let x = tame::<256>(values);
-        let block = SEARCH.block::<32, 8>(&x, 32.0);
+        let block = search().block::<32, 8>(&x, 32.0);
         let (mut scales_h, mut scales_l) = (0, [0; 4]);
         for (g, &scale) in block.scales.iter().enumerate() {
             let scale = (scale + 32) as u8;

@@ -4,7 +4,8 @@
 //! the extreme weight to the extreme level; for the levels each start yields, the best scale (and
 //! minimum) follows in closed form by weighted least squares; the start with the smallest error
 //! wins. The groups' scales are then themselves rounded to multiples of one half-precision step,
-//! and the weights are rounded anew against what a decoder will see.
+//! and the weights are rounded anew against what a decoder will see; for each group the better one
+//! of rounding its scale (and minimum) down or up is kept.
 
 use super::bits::{F16_MAX, F16Le, inverse, round_even, signed_max};
 
@@ -157,8 +158,9 @@ impl<L: Fn(f32) -> f32> SignedSearch<L> {
         let (groups, _) = x.as_chunks::<N>();
         let fits: [f32; G] = std::array::from_fn(|g| self.group(&groups[g]));
         let max = signed_max(&fits);
-        // The largest scale takes the one level more that negative numbers have.
-        let step = covering_step(max.abs(), scale_levels).to_f32() * -max.signum();
+        // The largest scale takes the one level more that negative numbers have. (Subtracted from
+        // zero, so that a block of zeros has a positive zero.)
+        let step = 0.0 - covering_step(max.abs(), scale_levels).to_f32() * max.signum();
         let id = inverse(step);
         let (mut scales, mut levels) = ([0; G], [0.0; 256]);
         for (g, levels) in levels.as_chunks_mut::<N>().0.iter_mut().enumerate() {
@@ -181,7 +183,7 @@ impl<L: Fn(f32) -> f32> SignedSearch<L> {
         SignedBlock { d: F16Le::from_f32(step), scales, levels }
     }
 
-    /// The scale that minimises Σ x²·(scale·level − x)²: large weights count for more.
+    /// The scale that minimises Σ w·(scale·level − x)², w as in [`importance`].
     pub(super) fn group<const N: usize>(&self, x: &[f32; N]) -> f32 {
         let max = signed_max(x);
         if max.abs() < NEGLIGIBLE {
@@ -205,12 +207,14 @@ impl<L: Fn(f32) -> f32> SignedSearch<L> {
     }
 }
 
-/// Importance around zero: a weight's square, relative to the largest so that nothing over- or
-/// underflows.
+/// Importance around zero: √(2·mean square + square), relative to the largest weight `max` so that
+/// nothing over- or underflows. Large weights count for more, small ones not for nothing.
 #[inline(always)]
 fn importance<const N: usize>(x: &[f32; N], max: f32) -> [f32; N] {
     let id = inverse(max);
-    x.map(|v| (v * id) * (v * id))
+    let squares = x.map(|v| (v * id) * (v * id));
+    let mean = sum::<N>(|i| squares[i]) / N as f32;
+    squares.map(|s| (2.0 * mean + s).sqrt())
 }
 
 /// The half-precision step of which `levels` (rounded) make `max`: the nearest, or the next above

@@ -1,0 +1,76 @@
+//! Attention over the paged cache: head sizes, groups, masks, ragged batches, cache types.
+
+use realm_core::{
+    DType,
+    backend::KvType,
+    graph::{
+        KvLayer,
+        ops::{AttentionSpec, Mask},
+    },
+};
+
+use crate::{
+    Case,
+    case::{CaseBuilder, Chunk},
+    random::Random,
+};
+
+const MASKS: [Mask; 4] = [
+    Mask::CAUSAL,
+    Mask { causal: true, window: Some(1) },
+    Mask { causal: true, window: Some(40) },
+    Mask { causal: false, window: None },
+];
+
+/// The cases: every head size with every mask, the rest drawn.
+pub fn cases(random: &mut Random) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for head_dim in [16, 40, 64, 80, 96, 128, 256] {
+        for mask in MASKS {
+            cases.push(attention(random, head_dim, mask));
+        }
+    }
+    cases
+}
+
+fn schedule(random: &mut Random) -> Vec<Vec<Chunk>> {
+    let long = random.pick(&[1, 7, 33, 64, 65, 130, 600]);
+    vec![
+        vec![Chunk::prefill(0, long), Chunk::prefill(1, 5)],
+        vec![Chunk::decode(0), Chunk::prefill(2, 31), Chunk::decode(1)],
+        vec![Chunk::prefill(2, 40), Chunk::decode(0)],
+        vec![Chunk::decode(1), Chunk::decode(0), Chunk::decode(2)],
+    ]
+}
+
+fn attention(random: &mut Random, head_dim: usize, mask: Mask) -> Case {
+    let (kv_heads, group) = random.pick(&[(1, 1), (2, 1), (1, 4), (2, 3), (1, 8)]);
+    let types: &[KvType] = if head_dim % 32 == 0 {
+        &[KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0]
+    } else {
+        &[KvType::F32, KvType::F16, KvType::BF16]
+    };
+    let (kv_type, heads) = (random.pick(types), kv_heads * group);
+    let soft_cap = random.pick(&[None, Some(3.0)]);
+    let (with_sinks, steps) = (random.below(3) == 0, schedule(random));
+    let mut case = CaseBuilder::new(random, 60);
+    let query = case.input("q", heads * head_dim);
+    let (key, value) = (case.input("k", kv_heads * head_dim), case.input("v", kv_heads * head_dim));
+    let sinks = with_sinks.then(|| case.scaled_weight("sinks", [1, heads], DType::F32, 1.0));
+    // Two layers, so that a mix-up of layers shows.
+    case.graph.kv_layer(KvLayer { heads: kv_heads, head_dim });
+    let layer = case.graph.kv_layer(KvLayer { heads: kv_heads, head_dim });
+    case.graph.kv_write(0, value, key);
+    case.graph.kv_write(layer, key, value);
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let spec = AttentionSpec { heads, head_dim, scale, mask, soft_cap, sinks };
+    let output = case.graph.attention(layer, query, spec);
+    let window = mask.window.map_or("full".into(), |window| format!("window{window}"));
+    let causal = if mask.causal { "causal" } else { "bidirectional" };
+    let name = format!("attention/d{head_dim}/{heads}on{kv_heads}/{causal}/{window}/{kv_type}");
+    // The cache rounds alike on both sides; what differs is the order of f32 sums.
+    case.finish(name, output).steps(steps).kv_type(kv_type).tolerance(match kv_type {
+        KvType::F32 => 1e-5,
+        _ => 2e-5,
+    })
+}

@@ -1,0 +1,19 @@
+//! All cases, an op each file.
+
+pub mod attention;
+pub mod elementwise;
+pub mod invariance;
+pub mod linear;
+pub mod model;
+
+use crate::{Case, random::Random};
+
+/// Every case, drawn from `seed`.
+pub fn all(seed: &Random) -> Vec<Case> {
+    let mut cases = Vec::new();
+    cases.extend(elementwise::cases(&mut seed.named("elementwise")));
+    cases.extend(linear::cases(&mut seed.named("linear")));
+    cases.extend(attention::cases(&mut seed.named("attention")));
+    cases.extend(model::cases(&mut seed.named("model")));
+    cases
+}

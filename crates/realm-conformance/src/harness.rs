@@ -1,0 +1,55 @@
+//! The suite as a test program.
+
+use std::{process::ExitCode, sync::Arc};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use realm_core::backend::Backend;
+
+use crate::{cases, random::Random, run};
+
+/// A device that the suite runs on, or why it cannot.
+pub struct Device {
+    /// As `REALM_REQUIRE` names it: `cpu`, `wgpu`, `cuda-emulated`, `cuda`.
+    pub name: String,
+    /// What stands before its cases' names: a device may come in variants, `cpu-scalar`.
+    pub variant: String,
+    /// The backend, or the reason why it is missing.
+    pub backend: Result<Arc<dyn Backend>, String>,
+}
+
+fn required(name: &str) -> bool {
+    std::env::var("REALM_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item.trim() == name))
+}
+
+/// Runs every case on every device.
+pub fn main(devices: Vec<Device>) -> ExitCode {
+    let arguments = Arguments::from_args();
+    let seed = Random::fresh_seed();
+    if !arguments.list {
+        println!("REALM_SEED={seed}");
+    }
+    let cases: Vec<Arc<crate::Case>> =
+        cases::all(&Random::new(seed)).into_iter().map(Arc::new).collect();
+    let mut trials = Vec::new();
+    for Device { name, variant, backend } in devices {
+        match backend {
+            Ok(backend) => {
+                for case in &cases {
+                    let (case, backend) = (case.clone(), backend.clone());
+                    trials.push(Trial::test(format!("{variant}/{}", case.name), move || {
+                        run::check(&case, &*backend, seed).map_err(Failed::from)
+                    }));
+                }
+                trials.extend(cases::invariance::trials(&variant, &backend, seed));
+            }
+            Err(reason) => {
+                let must = required(&name);
+                let trial = Trial::test(format!("{variant} skipped: {reason}"), move || {
+                    Err(Failed::from(format!("REALM_REQUIRE names {name}, but: {reason}")))
+                });
+                trials.push(trial.with_ignored_flag(!must));
+            }
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,133 @@
+//! Running a case on a backend and holding it to the reference interpreter.
+
+use std::sync::Arc;
+
+use realm_core::{
+    Graph,
+    backend::{
+        Backend, BackendError, Bindings, BlockId, CompileOptions, Inputs, KvSpec, Limits,
+        SequenceRows, StepOutput, Token,
+    },
+    reference::ReferenceBackend,
+    sampling::Sampling,
+};
+
+use crate::{Case, case::Chunk, random::Random};
+
+/// The token of a sequence at a position: the same whatever step computes it.
+fn token(case: &Case, seed: u64, sequence: usize, position: usize) -> u32 {
+    let mut random = Random::new(seed).named(&format!("{sequence}/{position}"));
+    random.below(case.vocabulary) as u32
+}
+
+/// Runs the steps of a case and gives each step's results.
+///
+/// # Errors
+/// What the backend refuses or fails at.
+pub fn run(case: &Case, backend: &dyn Backend, seed: u64) -> Result<Vec<StepOutput>, BackendError> {
+    let block_tokens = backend.info().kv_block_tokens;
+    let sequences = case.steps.iter().flatten().map(|chunk| chunk.sequence + 1).max().unwrap_or(0);
+    let length = |sequence: usize| -> usize {
+        case.steps.iter().flatten().filter(|c| c.sequence == sequence).map(|c| c.rows).sum()
+    };
+    // Every sequence's blocks lie scattered over the pool.
+    let needed: Vec<usize> = (0..sequences).map(|s| length(s).div_ceil(block_tokens)).collect();
+    let blocks = needed.iter().sum::<usize>() + 2;
+    let mut order = Random::new(seed).permutation(blocks).into_iter().map(BlockId);
+    let tables: Vec<Vec<BlockId>> =
+        needed.iter().map(|&n| order.by_ref().take(n).collect()).collect();
+
+    let spec =
+        KvSpec { layers: case.graph.kv().to_vec(), kv_type: case.kv_type, blocks, block_tokens };
+    let weights = load(&case.graph, case, backend)?;
+    let bindings = Bindings { weights, kv: backend.kv_pool(&spec)? };
+    let rows = |step: &Vec<Chunk>| step.iter().map(|chunk| chunk.rows).sum::<usize>();
+    let tokens = case.steps.iter().map(rows).max().unwrap_or(0);
+    let limits = Limits { tokens, outputs: tokens, sequences };
+    let options = CompileOptions { limits, precision: case.precision, poison: true };
+    let mut program = backend.compile(&case.graph, &bindings, &options)?;
+
+    let mut cached = vec![0; sequences];
+    let mut outputs = Vec::new();
+    for step in &case.steps {
+        let (mut tokens, mut batch) = (Vec::new(), Vec::new());
+        for chunk in step {
+            let start = tokens.len();
+            let positions = cached[chunk.sequence]..cached[chunk.sequence] + chunk.rows;
+            tokens.extend(positions.map(|at| Token::Id(token(case, seed, chunk.sequence, at))));
+            batch.push(SequenceRows {
+                rows: start..tokens.len(),
+                cached: cached[chunk.sequence],
+                role: chunk.role,
+                blocks: &tables[chunk.sequence],
+            });
+            cached[chunk.sequence] += chunk.rows;
+        }
+        let rows: Vec<u32> = (0..tokens.len() as u32).collect();
+        let sampling: Vec<Sampling> = case
+            .sampling
+            .iter()
+            .flat_map(|how| rows.iter().map(|&position| Sampling { position, ..*how }))
+            .collect();
+        let inputs = Inputs {
+            tokens: &tokens,
+            sequences: &batch,
+            outputs: &rows,
+            sampling: &sampling,
+            want_logits: true,
+            want_times: false,
+            previous: None,
+        };
+        outputs.push(program.enqueue(&inputs)?.read()?);
+    }
+    Ok(outputs)
+}
+
+fn load(
+    graph: &Graph,
+    case: &Case,
+    backend: &dyn Backend,
+) -> Result<Vec<Arc<dyn realm_core::backend::LoadedWeight>>, BackendError> {
+    let pairs = graph.weights().iter().zip(&case.weights);
+    pairs.map(|(info, data)| backend.load_weight(info, data.clone())).collect()
+}
+
+/// ‖out − reference‖ / ‖reference‖; infinite where anything is not a number or missing.
+pub fn distance(out: &[f32], reference: &[f32]) -> f64 {
+    if out.len() != reference.len() {
+        return f64::INFINITY;
+    }
+    let square = |x: f64| x * x;
+    let pairs = out.iter().zip(reference);
+    let error: f64 = pairs.map(|(&o, &r)| square(f64::from(o) - f64::from(r))).sum();
+    let norm: f64 = reference.iter().map(|&r| square(f64::from(r))).sum();
+    let distance = if error == 0.0 { 0.0 } else { (error / norm).sqrt() };
+    if distance.is_nan() { f64::INFINITY } else { distance }
+}
+
+/// Runs a case on both and compares.
+///
+/// # Errors
+/// One line that says what differs, and by how much.
+pub fn check(case: &Case, backend: &dyn Backend, seed: u64) -> Result<(), String> {
+    let line = |error: BackendError| format!("{}: {error} (REALM_SEED={seed})", case.name);
+    let reference = ReferenceBackend::new(backend.info().kv_block_tokens);
+    let expected = run(case, &reference, seed).map_err(line)?;
+    let found = run(case, backend, seed).map_err(line)?;
+    for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
+        let distance = distance(&found.logits, &expected.logits);
+        if distance.is_infinite() || distance > case.tolerance {
+            return Err(format!(
+                "{}: step {step} is {distance:.2e} off, {:.0e} is allowed (REALM_SEED={seed})",
+                case.name, case.tolerance
+            ));
+        }
+        if found.sampled != expected.sampled {
+            return Err(format!(
+                "{}: step {step} sampled {:?}, not {:?} (REALM_SEED={seed})",
+                case.name, found.sampled, expected.sampled
+            ));
+        }
+    }
+    Ok(())
+}
