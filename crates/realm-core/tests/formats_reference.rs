@@ -2,7 +2,7 @@
 //!
 //! The folder is read from `REALM_REFERENCE`; without it the tests say that they were skipped.
 
-use realm_core::DType;
+use realm_core::{BlockFormat, DType};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -122,9 +122,7 @@ fn encode_loses_no_more_than_the_reference() {
             // A perfect row may cost the rounding of a half-precision scale.
             let largest = input[row * cols..][..cols].iter().fold(0f32, |m, v| m.max(v.abs()));
             let bound = (expected * 1.02).max(f64::from(largest) * 1e-6);
-            if std::env::var_os("REALM_VERBOSE").is_some() {
-                println!("{dtype} {row}: {error:.4e} / {expected:.4e} = {:.4}", error / expected);
-            }
+            println!("{dtype} {row}: {error:.4e} / {expected:.4e} = {:.4}", error / expected);
             if *error > bound {
                 let label = &manifest["row_labels"][row];
                 failures.push(format!("{dtype} row {row} {label}: RMSE {error:e} > {bound:e}"));
@@ -164,4 +162,24 @@ fn dot_products_match() {
         }
     }
     assert_eq!(tested, 12, "formats with recorded products");
+}
+
+/// A trait of this crate's own, as a kernel crate would have.
+trait Bits {
+    const BITS: f64;
+}
+
+macro_rules! impl_bits {
+    ({} $($variant:ident: $block:ident,)*) => {
+        $(impl Bits for realm_core::formats::$block {
+            const BITS: f64 = Self::BYTES as f64 * 8.0 / Self::LEN as f64;
+        })*
+    };
+}
+realm_core::formats! { impl_bits! {} }
+
+#[test]
+fn the_list_serves_other_crates() {
+    let bits = |dtype| realm_core::with_format!(dtype, F => <F as Bits>::BITS);
+    assert_eq!([bits(DType::Q4_K), bits(DType::Q6_K), bits(DType::F16)], [4.5, 6.5625, 16.0]);
 }

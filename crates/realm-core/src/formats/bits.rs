@@ -54,7 +54,7 @@ impl F16Le {
     /// The nearest finite half; zero for NaN.
     #[inline]
     pub fn from_f32_finite(value: f32) -> Self {
-        Self::from_f32(finite_or_zero(value).clamp(-F16_MAX, F16_MAX))
+        Self::from_f32(nan_to_zero(value).clamp(-F16_MAX, F16_MAX))
     }
 }
 
@@ -74,12 +74,12 @@ pub(crate) fn array_mut<const N: usize>(out: &mut [f32]) -> &mut [f32; N] {
 #[inline]
 pub(crate) fn tame<const N: usize>(values: &[f32]) -> [f32; N] {
     let values: &[f32; N] = values.try_into().expect("a block's input has the format's length");
-    values.map(|v| finite_or_zero(v.clamp(-INPUT_LIMIT, INPUT_LIMIT)))
+    values.map(|v| nan_to_zero(v.clamp(-INPUT_LIMIT, INPUT_LIMIT)))
 }
 
 /// `value`, or 0 for NaN.
 #[inline]
-pub(crate) fn finite_or_zero(value: f32) -> f32 {
+pub(crate) fn nan_to_zero(value: f32) -> f32 {
     if value.is_nan() { 0.0 } else { value }
 }
 
@@ -118,4 +118,50 @@ pub(crate) fn signed_max(values: &[f32]) -> f32 {
         }
     }
     best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_converts() {
+        for bits in 0..=u16::MAX {
+            let (ours, theirs) =
+                (F16Le::from_bits(bits).to_f32(), half::f16::from_bits(bits).to_f32_const());
+            if theirs.is_nan() {
+                assert!(ours.is_nan(), "{bits:#06x}");
+            } else {
+                assert_eq!(ours.to_bits(), theirs.to_bits(), "{bits:#06x}");
+                assert_eq!(F16Le::from_f32(ours).to_bits(), bits);
+            }
+        }
+    }
+
+    #[test]
+    fn finite_halves_saturate() {
+        assert_eq!(F16Le::from_f32_finite(1e9).to_f32(), F16_MAX);
+        assert_eq!(F16Le::from_f32_finite(f32::NEG_INFINITY).to_f32(), -F16_MAX);
+        assert_eq!(F16Le::from_f32_finite(65519.0).to_f32(), F16_MAX);
+        assert_eq!(F16Le::from_f32_finite(f32::NAN).to_bits(), 0);
+    }
+
+    #[test]
+    fn rounding_matches_the_standard_library() {
+        for i in -40_000i32..=40_000 {
+            let base = i as f32 / 8.0;
+            for v in [base, base.next_up(), base.next_down()] {
+                assert_eq!(round_even(v), v.round_ties_even(), "{v:e}");
+                assert_eq!(round_away(v), v.round() as i32, "{v:e}");
+            }
+        }
+    }
+
+    #[test]
+    fn weird_numbers_are_tamed() {
+        let tamed = tame::<5>(&[f32::NAN, f32::INFINITY, f32::MIN, -0.5, 1e-45]);
+        assert_eq!(tamed, [0.0, 1e9, -1e9, -0.5, 1e-45]);
+        assert_eq!([inverse(0.0), inverse(1e-45), inverse(-4.0)], [0.0, 0.0, -0.25]);
+        assert_eq!([signed_max(&[]), signed_max(&[1.0, -3.0, 3.0])], [0.0, -3.0]);
+    }
 }

@@ -21,6 +21,8 @@ mod q8_0;
 mod q8_k;
 mod scales;
 mod search;
+#[cfg(test)]
+mod tests;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 

@@ -1,7 +1,7 @@
 //! Q8_K: 256 values of 8 bits, one single-precision scale and sums of 16; made for activations.
 
 use super::BlockFormat;
-use super::bits::{array_mut, finite_or_zero, round_even, signed_max};
+use super::bits::{array_mut, nan_to_zero, round_even, signed_max};
 use zerocopy::little_endian::{F32, I16};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -40,7 +40,7 @@ impl BlockFormat for Q8K {
         const LIMIT: f32 = 3e38;
         let values: &[f32; 256] =
             values.try_into().expect("a block's input has the format's length");
-        let x = values.map(|v| finite_or_zero(v.clamp(-LIMIT, LIMIT)));
+        let x = values.map(|v| nan_to_zero(v.clamp(-LIMIT, LIMIT)));
         let inverse = -127.0 / signed_max(&x);
         if !inverse.is_finite() {
             return Self::new_zeroed();

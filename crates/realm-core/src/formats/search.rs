@@ -261,3 +261,100 @@ fn sum<const N: usize>(f: impl Fn(usize) -> f32) -> f32 {
     let four: [f32; 4] = std::array::from_fn(|i| lanes[i] + lanes[i + 4]);
     (four[0] + four[2]) + (four[1] + four[3])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// The least Σ w·(scale·q + min − x)² over a dense grid of ranges `lo..=hi` mapped to the levels.
+    fn best_by_grid(x: &[f32; 32], w: &[f32; 32], levels: f32) -> f32 {
+        let (lo, hi) = range(x);
+        let spread = hi - lo.min(0.0);
+        let mut best = f32::INFINITY;
+        for shift in 0..60 {
+            let min = (lo.min(0.0) + spread * (shift as f32 - 20.0) * 0.01).min(0.0);
+            for cut in 0..60 {
+                let scale = (hi - min + spread * (cut as f32 - 40.0) * 0.01) / levels;
+                let q = x.map(|v| ((v - min) / scale).round().clamp(0.0, levels));
+                best = best.min(squared_error(x, w, &q, scale, min));
+            }
+        }
+        best
+    }
+
+    /// 64 groups of bell-shaped weights around `offset`.
+    fn groups<const N: usize>(seed: u64, offset: f32) -> Vec<[f32; N]> {
+        // Knuth's linear congruential generator; the sum of four uniforms is nearly normal.
+        let mut state = seed;
+        let mut uniform = || {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state >> 40) as f32 / (1 << 24) as f32 - 0.5
+        };
+        let mut group = || std::array::from_fn(|_| offset + (0..4).map(|_| uniform()).sum::<f32>());
+        (0..64).map(|_| group()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+
+        #[test]
+        fn affine_fits_are_near_the_best(
+            seed in any::<u64>(),
+            offset in -1.5f32..1.5,
+            levels in prop::sample::select(vec![3.0f32, 15.0, 31.0]),
+        ) {
+            let first = if levels == 15.0 { -1.0 } else { -0.5 };
+            let search = AffineSearch { levels, scale_levels: 63.0, first, tries: 21 };
+            let (mut total, mut best) = (0.0, 0.0);
+            for x in groups::<32>(seed, offset) {
+                let w = magnitude_and_mean(&x);
+                let (scale, min) = search.group(&x, &w);
+                prop_assert!(scale > 0.0 && min >= 0.0, "{scale} {min}");
+                let q = x.map(|v| ((v + min) / scale).round().clamp(0.0, levels));
+                total += squared_error(&x, &w, &q, scale, -min);
+                best += best_by_grid(&x, &w, levels);
+            }
+            prop_assert!(total <= 1.2 * best, "{} times the best", total / best);
+        }
+
+        #[test]
+        fn signed_fits_are_near_the_best(
+            seed in any::<u64>(),
+            range in prop::sample::select(vec![4.0f32, 32.0]),
+        ) {
+            let level = |v: f32| round_even(v.clamp(-range, range - 1.0));
+            let search = SignedSearch { level, first: -range - 0.9, step: 0.1, tries: 19 };
+            let (mut total, mut best) = (0.0, 0.0);
+            for x in groups::<16>(seed, 0.0) {
+                let max = signed_max(&x);
+                let w = importance(&x, max);
+                let error = |scale: f32| {
+                    squared_error(&x, &w, &x.map(|v| level(v / scale)), scale, 0.0)
+                };
+                total += error(search.group(&x));
+                best += (0..400)
+                    .map(|k| error(-max / (range * (0.7 + k as f32 * 0.0015))))
+                    .fold(f32::INFINITY, f32::min);
+            }
+            prop_assert!(total <= 1.25 * best, "{} times the best", total / best);
+        }
+    }
+
+    #[test]
+    fn steps_cover_the_largest_scale() {
+        for exponent in -40..19 {
+            for mantissa in [1.0, 1.3, 1.49, 1.51, 1.99] {
+                let max = mantissa * 2f32.powi(exponent);
+                for levels in [15.0, 32.0, 63.0, 128.0] {
+                    let step = covering_step(max, levels).to_f32();
+                    let reached = round_even((max / step).min(levels)) * step;
+                    let tolerance = (0.51 * step).max(max * 0.0005);
+                    assert!((reached - max).abs() <= tolerance, "{max:e} in {levels}: {step:e}");
+                }
+            }
+        }
+        assert_eq!(covering_step(1e9, 63.0).to_f32(), F16_MAX);
+        assert_eq!(covering_step(0.0, 63.0).to_bits(), 0);
+    }
+}
