@@ -1,1 +1,47 @@
-fn main() {}
+//! `realm`: quantized language models from the command line. Text goes to stdout, everything else
+//! to stderr; `inspect`, `devices` and `bench` print what was asked for on stdout.
+
+mod args;
+mod bench { #[derive(Debug, clap::Args)] pub(crate) struct BenchArgs {} pub(crate) fn run(_: &BenchArgs) -> crate::error::Result<()> { Ok(()) } }
+mod console;
+mod detokenize;
+mod devices;
+mod error;
+mod inspect;
+mod load;
+mod logits;
+mod npy;
+mod run;
+mod stats;
+mod synth { #[derive(Debug, clap::Args)] pub(crate) struct SynthArgs {} pub(crate) fn run(_: &SynthArgs) -> crate::error::Result<()> { Ok(()) } }
+mod tokenize;
+mod vocab;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+use error::CliError;
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Tokenize(args) => tokenize::run(&args),
+        Command::Detokenize(args) => detokenize::run(&args),
+        Command::Logits(args) => logits::run(&args),
+        Command::Synth(args) => synth::run(&args),
+    };
+    match result {
+        // Whoever read the output has enough of it, which is no failure.
+        Ok(()) | Err(CliError::Closed) => ExitCode::SUCCESS,
+        Err(CliError::Usage(error)) => error.exit(),
+        Err(error) => {
+            console::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -77,6 +77,16 @@ impl FromStr for IsaLimit {
     }
 }
 
+impl From<Isa> for IsaLimit {
+    fn from(isa: Isa) -> Self {
+        match isa {
+            Isa::Scalar => Self::Scalar,
+            Isa::Avx2(_) => Self::Avx2,
+            Isa::Avx512(_) => Self::Avx512,
+        }
+    }
+}
+
 impl Isa {
     /// The best that processor and limit allow.
     pub(crate) fn detect(limit: IsaLimit) -> Self {
@@ -87,6 +97,35 @@ impl Isa {
             return Self::Avx2(proof);
         }
         Self::Scalar
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
+fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
+    work()
+}
+
+impl Isa {
+    /// Runs plain Rust compiled for these instructions: what `work` does is inlined here, and the
+    /// compiler vectorises it.
+    #[inline]
+    pub(crate) fn run<R>(self, work: impl FnOnce() -> R) -> R {
+        match self {
+            // SAFETY: the token proves that the processor has AVX2, FMA and F16C.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => unsafe { with_avx2(work) },
+            // SAFETY: the token proves that the processor has these AVX-512 parts.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => unsafe { with_avx512(work) },
+            _ => work(),
+        }
     }
 }
 

@@ -50,6 +50,9 @@ pub struct Case {
     pub sampling: Option<Sampling>,
     /// Bound on ‖out − ref‖ / ‖ref‖; 0 asks for the same bits.
     pub tolerance: f64,
+    /// Root mean square that the outputs have by construction. Where few outputs happen to cancel to
+    /// less, errors are still measured against this.
+    pub typical: f64,
     /// Token ids are drawn below this.
     pub vocabulary: usize,
 }
@@ -130,6 +133,7 @@ impl<'a> CaseBuilder<'a> {
             precision: Precision::F32,
             sampling: None,
             tolerance: 1e-5,
+            typical: 0.0,
             vocabulary: self.vocabulary,
         }
     }
@@ -155,6 +159,12 @@ impl Case {
             Precision::F16 => 2e-3,
             Precision::BF16 | Precision::Int8 | Precision::Auto => 1e-2,
         };
+        self
+    }
+
+    /// The same case with outputs of a known size.
+    pub fn typical(mut self, typical: f64) -> Self {
+        self.typical = typical;
         self
     }
 

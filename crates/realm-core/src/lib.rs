@@ -3,6 +3,7 @@
 
 pub mod backend;
 mod bytes;
+pub mod cost;
 pub mod formats;
 pub mod fuse;
 pub mod graph;

@@ -138,8 +138,8 @@ fn describe(
 
 const TOO_LARGE: &str = "too large for this machine";
 
-/// The dimensions as `usize`, none of them 0, their product a `usize` too; the error says what is
-/// wrong.
+/// The dimensions as `usize`, none of them 0, their product at most `isize::MAX`; the error says
+/// what is wrong.
 pub(crate) fn checked_dims(raw: [u64; MAX_DIMS]) -> Result<[usize; MAX_DIMS], &'static str> {
     let mut dims = [1usize; MAX_DIMS];
     let mut elements = 1usize;
@@ -150,6 +150,7 @@ pub(crate) fn checked_dims(raw: [u64; MAX_DIMS]) -> Result<[usize; MAX_DIMS], &'
         *dim = usize::try_from(raw).map_err(|_| TOO_LARGE)?;
         elements = elements.checked_mul(*dim).ok_or(TOO_LARGE)?;
     }
+    isize::try_from(elements).map_err(|_| TOO_LARGE)?;
     Ok(dims)
 }
 

@@ -1,7 +1,9 @@
 //! Byte-level BPE, the kind `gpt2`: words by a pre-tokenizer, merged by ranked pairs.
 //!
-//! The merging is Hugging Face's `BPE`, which gives llama.cpp's ids: the lowest rank first, of equal ones the
-//! leftmost. The splitting is our own (see [`crate::pretokenizer`]).
+//! The merging is Hugging Face's `BPE`, which gives llama.cpp's ids: the lowest rank first, of equal
+//! ones the leftmost. The splitting is our own (see [`crate::pretokenizer`]), and so is what happens
+//! to bytes without a token, which some vocabularies have (Falcon's lacks a dozen control characters):
+//! both leave them out, but in llama.cpp what stands on their two sides does not merge.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,6 +21,8 @@ pub(crate) struct ByteLevelBpe {
     model: BPE,
     pre: PreTokenizer,
     alphabet: ByteAlphabet,
+    /// The characters of the alphabet that are no token.
+    lacking: Vec<char>,
 }
 
 impl ByteLevelBpe {
@@ -34,10 +38,13 @@ impl ByteLevelBpe {
             .collect::<tokenizers::models::bpe::Vocab>();
         let model = BPE::builder()
             .vocab_and_merges(vocab, pairs(ids, merges)?)
-            .ignore_merges(pre.ignore_merges)
             .build()
             .map_err(library_error)?;
-        Ok(Self { model, pre, alphabet: ByteAlphabet::new() })
+        let alphabet = ByteAlphabet::new();
+        let chars = (0..=255).map(|byte| alphabet.char(byte));
+        let lacking = chars.filter(|c| model.token_to_id(c.encode_utf8(&mut [0; 4])).is_none());
+        let lacking = lacking.collect();
+        Ok(Self { model, pre, alphabet, lacking })
     }
 
     /// Whether a text starts with the BOS token where the file does not say.
@@ -45,27 +52,24 @@ impl ByteLevelBpe {
         self.pre.add_bos
     }
 
-    /// Appends the ids of `text`.
+    /// Appends the ids of `text`, without the bytes that have no token.
     pub(crate) fn encode(&self, text: &str, output: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let mut word = String::new();
         for range in self.pre.split(text) {
             word.clear();
             word.extend(text[range].bytes().map(|byte| self.alphabet.char(byte)));
-            let tokens = self.model.tokenize(&word).map_err(library_error)?;
-            // The model leaves out what it has no token for; the last offset tells.
-            if tokens.last().map_or(0, |token| token.offsets.1) != word.len() {
-                return Err(self.missing_byte(&word));
+            if self.pre.ignore_merges
+                && let Some(id) = self.model.token_to_id(&word)
+            {
+                output.push(id);
+                continue;
             }
-            output.extend(tokens.iter().map(|token| token.id));
+            for part in word.split(self.lacking.as_slice()) {
+                let tokens = self.model.tokenize(part).map_err(library_error)?;
+                output.extend(tokens.iter().map(|token| token.id));
+            }
         }
         Ok(())
-    }
-
-    fn missing_byte(&self, word: &str) -> TokenizerError {
-        let known = |c: &char| self.model.token_to_id(c.encode_utf8(&mut [0; 4])).is_some();
-        let byte =
-            word.chars().find(|c| !known(c)).and_then(|c| self.alphabet.byte(c)).unwrap_or(0);
-        TokenizerError::NoByteToken { byte }
     }
 }
 

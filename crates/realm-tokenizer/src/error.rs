@@ -116,7 +116,7 @@ pub enum TokenizerError {
         /// The key that should name it, without its prefix.
         key: &'static str,
     },
-    /// The text has a byte that no token can express.
+    /// The text has a byte that no token of a vocabulary of kind `llama` can express.
     #[error("the vocabulary has no token for byte 0x{byte:02X}: this text cannot be encoded")]
     NoByteToken {
         /// The byte.

@@ -5,6 +5,9 @@
 //! unsplit: wrong ids for a file of a few million spaces). So the alternatives run as patterns of one
 //! automaton, linear in the text, and the look-ahead is played by hand: a run of white space that is
 //! followed by something else gives its last character back.
+//!
+//! What is a letter, a number or punctuation is asked of Unicode 15.1, the version of llama.cpp's tables:
+//! characters that are younger are none of these.
 
 use std::ops::Range;
 
@@ -117,8 +120,10 @@ struct Splitter {
 
 impl Splitter {
     fn new(pass: &Pass) -> Result<Self, TokenizerError> {
-        let regex = Regex::new_many(pass.alternatives).map_err(|error| {
-            TokenizerError::Library { part: "pre-tokenizer", reason: error.to_string() }
+        let dated = pass.alternatives.iter().map(|pattern| dated(pattern)).collect::<Vec<_>>();
+        let regex = Regex::new_many(&dated).map_err(|error| TokenizerError::Library {
+            part: "pre-tokenizer",
+            reason: error.to_string(),
         })?;
         Ok(Self { regex, run: pass.run.map(PatternID::must) })
     }
@@ -147,6 +152,13 @@ impl Splitter {
             pieces.push(span.start + at..span.end);
         }
     }
+}
+
+/// `pattern` with its character classes as of Unicode 15.1.
+fn dated(pattern: &str) -> String {
+    [r"\p{L}", r"\p{N}", r"\p{P}"].iter().fold(pattern.to_owned(), |pattern, class| {
+        pattern.replace(class, &format!(r"[{class}&&\p{{age=15.1}}]"))
+    })
 }
 
 /// A pre-tokenizer ready for use.
@@ -180,7 +192,8 @@ impl PreTokenizer {
 
     /// The words of `text`, in order and without gaps, as ranges of it.
     pub(crate) fn split(&self, text: &str) -> Vec<Range<usize>> {
-        let mut pieces = vec![0..text.len()];
+        let whole = 0..text.len();
+        let mut pieces = vec![whole];
         for splitter in &self.splitters {
             let mut finer = Vec::with_capacity(pieces.len() + text.len() / 6);
             for piece in pieces {
@@ -234,6 +247,9 @@ mod tests {
             ("(word) !\r\nx", &["(word", ")", " !\r\n", "x"]),
             ("\tx", &["\tx"]),
             ("x \t", &["x", " \t"]),
+            // A letter since Unicode 15.1, and one since 16.0.
+            ("\u{2EBF0}a", &["\u{2EBF0}a"]),
+            ("\u{13A22}\u{13A22}'s", &["\u{13A22}\u{13A22}'", "s"]),
             ("x\u{2003}\u{2003}1", &["x", "\u{2003}", "\u{2003}", "1"]),
         ];
         for (text, expected) in cases {

@@ -8,7 +8,8 @@
 
 use std::{
     cmp::Ordering,
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, HashSet},
+    ops::Range,
 };
 
 use crate::error::TokenizerError;
@@ -32,6 +33,12 @@ struct Symbol {
     next: u32,
     /// The token with this text, or `NONE`.
     id: u32,
+}
+
+impl Symbol {
+    fn range(&self) -> Range<usize> {
+        self.start as usize..(self.start + self.len) as usize
+    }
 }
 
 /// A merge that was possible when it was found. The greatest goes first: the highest score, and of
@@ -76,6 +83,9 @@ pub(crate) struct Spm {
     bytes: Box<[Option<u32>; 256]>,
     /// Length in bytes of the longest token.
     longest: usize,
+    /// All pairs of characters that stand side by side in some token. Between any others nothing can
+    /// ever merge, so a text falls apart there, mostly into words: short queues instead of one long one.
+    joints: HashSet<(char, char)>,
     /// Whether a text gets a space in front.
     pub(crate) space_prefix: bool,
 }
@@ -94,7 +104,9 @@ impl Spm {
             by_name.copied().or_else(|| ids.get(by_itself()?.as_str()).copied())
         });
         let longest = ids.keys().map(|text| text.len()).max().unwrap_or(0);
-        Self { scores, bytes: Box::new(bytes), longest, space_prefix }
+        let pairs = ids.keys().flat_map(|text| text.chars().zip(text.chars().skip(1)));
+        let joints = pairs.collect();
+        Self { scores, bytes: Box::new(bytes), longest, joints, space_prefix }
     }
 
     /// Appends the ids of `text`, which starts a text or follows a special token where `at_start` is set.
@@ -114,63 +126,65 @@ impl Spm {
         }
         escaped.extend(text.chars().map(|c| if c == ' ' { SPACE } else { c }));
 
-        let mut chain = Chain::new(self, ids, &escaped);
-        chain.merge();
-        let mut at = if chain.symbols.is_empty() { NONE } else { 0 };
-        while at != NONE {
-            let symbol = chain.symbols[at as usize];
-            if symbol.id == NONE {
-                let start = symbol.start as usize;
-                for &byte in &escaped.as_bytes()[start..start + symbol.len as usize] {
-                    output.push(
-                        self.bytes[usize::from(byte)]
-                            .ok_or(TokenizerError::NoByteToken { byte })?,
-                    );
-                }
-            } else {
-                output.push(symbol.id);
+        let mut merger = Merger { spm: self, ids, symbols: Vec::new(), queue: BinaryHeap::new() };
+        let mut start = 0;
+        let next_chars = escaped.char_indices().skip(1);
+        for (before, (at, after)) in escaped.chars().zip(next_chars) {
+            if !self.joints.contains(&(before, after)) {
+                merger.encode(&escaped[start..at], output)?;
+                start = at;
             }
-            at = symbol.next;
         }
-        Ok(())
+        merger.encode(&escaped[start..], output)
     }
 }
 
-/// A text on its way from characters to tokens.
-struct Chain<'a> {
+/// A stretch of text on its way from characters to tokens; kept for the next stretch.
+struct Merger<'a> {
     spm: &'a Spm,
     ids: &'a HashMap<Box<str>, u32>,
-    text: &'a str,
     symbols: Vec<Symbol>,
     queue: BinaryHeap<Merge>,
 }
 
-impl<'a> Chain<'a> {
-    /// One symbol a character. `text` is shorter than 2³² bytes.
-    fn new(spm: &'a Spm, ids: &'a HashMap<Box<str>, u32>, text: &'a str) -> Self {
-        let mut symbols: Vec<Symbol> = text
-            .char_indices()
-            .zip(0u32..)
-            .map(|((start, c), index)| Symbol {
-                start: start as u32,
-                len: c.len_utf8() as u32,
-                prev: index.checked_sub(1).unwrap_or(NONE),
-                next: index + 1,
-                id: ids.get(&text[start..start + c.len_utf8()]).copied().unwrap_or(NONE),
-            })
-            .collect();
-        if let Some(last) = symbols.last_mut() {
+impl Merger<'_> {
+    /// Appends the ids of `text`, which is shorter than 2³² bytes.
+    fn encode(&mut self, text: &str, output: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        self.start(text);
+        self.merge(text);
+        for symbol in self.symbols.iter().filter(|symbol| symbol.len > 0) {
+            if symbol.id != NONE {
+                output.push(symbol.id);
+                continue;
+            }
+            for &byte in &text.as_bytes()[symbol.range()] {
+                let id = self.spm.bytes[usize::from(byte)];
+                output.push(id.ok_or(TokenizerError::NoByteToken { byte })?);
+            }
+        }
+        Ok(())
+    }
+
+    /// One symbol a character.
+    fn start(&mut self, text: &str) {
+        self.symbols.clear();
+        self.symbols.extend(text.char_indices().zip(0u32..).map(|((start, c), index)| Symbol {
+            start: start as u32,
+            len: c.len_utf8() as u32,
+            prev: index.checked_sub(1).unwrap_or(NONE),
+            next: index + 1,
+            id: self.ids.get(&text[start..start + c.len_utf8()]).copied().unwrap_or(NONE),
+        }));
+        if let Some(last) = self.symbols.last_mut() {
             last.next = NONE;
         }
-        let mut chain = Self { spm, ids, text, symbols, queue: BinaryHeap::new() };
-        for right in 1..chain.symbols.len() as u32 {
-            chain.propose(right - 1, right);
+        for right in 1..self.symbols.len() as u32 {
+            self.propose(text, right - 1, right);
         }
-        chain
     }
 
     /// Puts the merge of two neighbours into the queue if it makes a token.
-    fn propose(&mut self, left: u32, right: u32) {
+    fn propose(&mut self, text: &str, left: u32, right: u32) {
         if left == NONE || right == NONE {
             return;
         }
@@ -179,14 +193,14 @@ impl<'a> Chain<'a> {
         if len as usize > self.spm.longest {
             return;
         }
-        if let Some(&id) = self.ids.get(&self.text[start..start + len as usize]) {
+        if let Some(&id) = self.ids.get(&text[start..start + len as usize]) {
             let score = self.spm.scores[id as usize];
             self.queue.push(Merge { score, left, right, len, id });
         }
     }
 
     /// Merges until no two neighbours make a token. O(n log n) in the number of characters.
-    fn merge(&mut self) {
+    fn merge(&mut self, text: &str) {
         while let Some(merge) = self.queue.pop() {
             let left = self.symbols[merge.left as usize];
             let right = self.symbols[merge.right as usize];
@@ -201,8 +215,8 @@ impl<'a> Chain<'a> {
             if right.next != NONE {
                 self.symbols[right.next as usize].prev = merge.left;
             }
-            self.propose(left.prev, merge.left);
-            self.propose(merge.left, right.next);
+            self.propose(text, left.prev, merge.left);
+            self.propose(text, merge.left, right.next);
         }
     }
 }

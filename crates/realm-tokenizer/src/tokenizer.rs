@@ -38,7 +38,7 @@ impl Kind {
 #[derive(Debug)]
 enum Model {
     Spm(Spm),
-    Bpe(ByteLevelBpe),
+    Bpe(Box<ByteLevelBpe>),
 }
 
 /// How a text becomes ids.
@@ -110,7 +110,7 @@ impl Tokenizer {
             }
             Kind::Gpt2 => {
                 let pre = PreTokenizer::new(vocab.pre.as_deref())?;
-                Model::Bpe(ByteLevelBpe::new(&ids, &vocab.merges, pre)?)
+                Model::Bpe(Box::new(ByteLevelBpe::new(&ids, &vocab.merges, pre)?))
             }
         };
         let add_bos = vocab.add_bos.unwrap_or(match &model {
@@ -132,13 +132,14 @@ impl Tokenizer {
 
     /// The ids of `text`: those of llama.cpp.
     ///
-    /// The empty text has no ids but the added ones. Time is O(n log n) in the text's length, whatever
+    /// The empty text has no ids but the added ones. Bytes for which a `gpt2` vocabulary has no token
+    /// are left out, as llama.cpp does. Time is O(n log n) in the text's length, whatever
     /// its contents.
     ///
     /// # Errors
     ///
-    /// [`TokenizerError::NoByteToken`] where the vocabulary cannot express the text, and
-    /// [`TokenizerError::TextTooLong`] for a text of the kind `llama` over 1 GiB.
+    /// For the kind `llama`: [`TokenizerError::NoByteToken`] where the vocabulary cannot express the
+    /// text, and [`TokenizerError::TextTooLong`] over 1 GiB.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
         let mut output = Vec::with_capacity(text.len() / 3 + 2);
         if options.add_special && self.add_bos {

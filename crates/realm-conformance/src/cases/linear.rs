@@ -54,7 +54,7 @@ fn single(random: &mut Random, dtype: DType, precision: Precision) -> Case {
     let weight = case.weight("w", n, k, dtype);
     let output = case.graph.linear(input, weight, None);
     let name = format!("linear/{}", name(dtype, precision, [m, n, k]));
-    case.finish(name, output).precision(precision).steps(steps(m))
+    case.finish(name, output).precision(precision).typical(1.0).steps(steps(m))
 }
 
 /// Three weights of different formats and sizes on one input, with biases; their results added.
@@ -71,7 +71,8 @@ fn several(random: &mut Random, dtype: DType, precision: Precision) -> Case {
         sum = Some(sum.map_or(output, |sum| case.graph.add(sum, output)));
     }
     let name = format!("linear-3/{}", name(dtype, precision, [m, n, k]));
-    let mut case = case.finish(name, sum.unwrap_or(input)).precision(precision).steps(steps(m));
+    let mut case = case.finish(name, sum.unwrap_or(input));
+    case = case.precision(precision).typical(3f64.sqrt()).steps(steps(m));
     realm_core::fuse::merge_linears(&mut case.graph);
     case
 }
@@ -90,7 +91,7 @@ fn gated(random: &mut Random, dtype: DType, precision: Precision) -> Case {
     });
     let output = case.graph.glu(gate, up, activation);
     let name = format!("gated/{activation:?}/{}", name(dtype, precision, [m, n, k])).to_lowercase();
-    let mut case = case.finish(name, output).precision(precision).steps(steps(m));
+    let mut case = case.finish(name, output).precision(precision).typical(1.0).steps(steps(m));
     realm_core::fuse::fuse(&mut case.graph);
     case
 }

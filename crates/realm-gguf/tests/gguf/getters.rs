@@ -98,3 +98,13 @@ fn values_show_on_one_line() {
     let text = Value::from("é".repeat(10_000)).to_string();
     assert!(text.chars().count() < 100 && text.ends_with("…\""));
 }
+
+#[test]
+fn files_and_tensors_cross_threads() {
+    let file = GgufFile::parse(small_file()).expect("valid");
+    std::thread::scope(|scope| {
+        for tensor in file.tensors() {
+            scope.spawn(move || assert!(!tensor.data().expect("known").is_empty()));
+        }
+    });
+}

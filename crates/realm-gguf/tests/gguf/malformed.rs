@@ -16,7 +16,7 @@ fn other_files_are_recognised() {
     assert_says(&error(b""), &["truncated", "4 bytes needed, 0 present"]);
     assert_says(&error(b"GGU"), &["truncated", "3 present"]);
     assert_says(&error(b"version https://git-lfs"), &["not a GGUF file", "git lfs pull"]);
-    assert_says(&error(b"ggml0000"), &["not a GGUF file", "older than GGUF"]);
+    assert_says(&error(b"lmgg0000"), &["not a GGUF file", "older than GGUF"]);
     assert_says(&error(b"\x40\0\0\0\0\0\0\0{\"a\""), &["\\x00", "safetensors"]);
     assert_says(&error(b"PK\x03\x04...."), &["PyTorch"]);
     assert_says(&error(b"<!DOCTYPE html>"), &["web page"]);
@@ -132,18 +132,16 @@ fn shapes() {
     let huge: [&[u64]; 5] = [
         &[u64::MAX],
         &[1 << 32, 1 << 32],
-        &[1 << 62, 1],
+        &[1 << 63, 1],
         &[3, u64::MAX / 2],
         &[1 << 16, 1 << 16, 1 << 16, 1 << 16],
     ];
     for dims in huge {
         for type_id in [F32, NO_TYPE] {
-            if type_id == F32 || dims != [1 << 62, 1] {
-                let text = one(dims, type_id).error();
-                assert!(text.contains("too large") || text.contains("truncated"), "{text}");
-            }
+            assert_says(&one(dims, type_id).error(), &["tensor \"t\"", "too large"]);
         }
     }
+    assert_says(&one(&[1 << 60], F32).error(), &["truncated"]);
     assert_says(&one(&[48, 2], Q4_0).error(), &["48", "Q4_0", "32"]);
     assert_says(&one(&[16, 2], Q4_0).error(), &["16", "Q4_0", "32"]);
     let hostile = Raw::new(3, 1, 0).string("t").u32(u32::MAX).bytes(&[1; 64]).error();

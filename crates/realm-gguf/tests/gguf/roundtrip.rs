@@ -102,9 +102,8 @@ proptest! {
 
         prop_assert_eq!(file.version(), 3);
         prop_assert_eq!(file.alignment(), alignment.map_or(32, |bits| 1 << bits));
-        // By their text: NaN is not equal to itself, and its text is the same.
-        prop_assert_eq!(format!("{:?}", file.metadata()).split_once("entries").map(|p| p.1.len()),
-            format!("{:?}", writer.metadata()).split_once("entries").map(|p| p.1.len()));
+        prop_assert_eq!(file.metadata().len(), writer.metadata().len());
+        // By their text: NaN is not equal to itself, but its text is.
         let pairs = file.metadata().iter().zip(writer.metadata().iter());
         for ((key, value), (wanted_key, wanted)) in pairs {
             prop_assert_eq!(key, wanted_key);

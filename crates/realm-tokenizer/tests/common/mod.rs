@@ -1,13 +1,18 @@
-//! What the tests share: the reference folder, and just enough of a GGUF reader to get vocabularies
-//! out of it (this crate knows nothing of the file format).
+//! What the tests share: the reference folder, and vocabularies out of GGUF files.
 #![allow(dead_code, reason = "each test file uses a part")]
 
-use std::{collections::HashMap, fs, path::Path, path::PathBuf};
+pub(crate) mod small;
 
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use realm_gguf::{FromValue, GgufFile, Metadata, Strings};
 use realm_tokenizer::{Tokenizer, Vocab};
 
 /// The folder with reference data; says so and gives `None` where there is none.
-pub fn reference() -> Option<PathBuf> {
+pub(crate) fn reference() -> Option<PathBuf> {
     let folder = std::env::var_os("REALM_REFERENCE");
     if folder.is_none() {
         println!("skipped: REALM_REFERENCE is not set");
@@ -16,121 +21,66 @@ pub fn reference() -> Option<PathBuf> {
 }
 
 /// The tokenizer of a file.
-pub fn tokenizer(path: &Path) -> Tokenizer {
+pub(crate) fn tokenizer(path: &Path) -> Tokenizer {
     Tokenizer::new(vocab(path)).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 /// The vocabulary in a file's metadata.
-pub fn vocab(path: &Path) -> Vocab {
-    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let mut meta = metadata(&bytes);
-    let mut take = |key: &str| meta.remove(key);
-    let mut strings = |key: &str| match take(&format!("tokenizer.ggml.{key}")) {
-        Some(Value::List(list)) => list.into_iter().map(Value::string).collect(),
-        _ => Vec::new(),
+pub(crate) fn vocab(path: &Path) -> Vocab {
+    let file = GgufFile::open(path).unwrap_or_else(|error| panic!("{error}"));
+    let meta = file.metadata();
+    let id = |name: &str| find::<u32>(meta, &format!("{name}_token_id"));
+    let strings = |key: &str| {
+        let strings = find::<&Strings>(meta, key);
+        strings.map(|list| list.iter().map(Into::into).collect()).unwrap_or_default()
     };
-    let (tokens, merges) = (strings("tokens"), strings("merges"));
-    let mut numbers = |key: &str| match take(&format!("tokenizer.ggml.{key}")) {
-        Some(Value::List(list)) => list.into_iter().map(Value::number).collect(),
-        _ => Vec::new(),
-    };
-    let scores = numbers("scores").into_iter().map(|score| score as f32).collect();
-    let types = numbers("token_type").into_iter().map(|kind| kind as i32).collect();
-    let mut number =
-        |key: &str| take(&format!("tokenizer.ggml.{key}")).map(|value| value.number() as u32);
     Vocab {
-        tokens,
-        merges,
-        scores,
-        types,
-        bos: number("bos_token_id"),
-        eos: number("eos_token_id"),
-        eot: number("eot_token_id"),
-        eom: number("eom_token_id"),
-        unk: number("unknown_token_id"),
-        pad: number("padding_token_id"),
-        add_bos: number("add_bos_token").map(|flag| flag != 0),
-        add_eos: number("add_eos_token").map(|flag| flag != 0),
-        add_space_prefix: number("add_space_prefix").map(|flag| flag != 0),
-        model: take("tokenizer.ggml.model").unwrap().string(),
-        pre: take("tokenizer.ggml.pre").map(Value::string),
-        name: take("general.name").map(Value::string),
+        model: find::<&str>(meta, "model").unwrap().to_owned(),
+        pre: find::<&str>(meta, "pre").map(str::to_owned),
+        name: meta.find::<&str>("general.name").unwrap().map(str::to_owned),
+        tokens: strings("tokens"),
+        scores: find::<&[f32]>(meta, "scores").unwrap_or_default().to_vec(),
+        types: find::<Vec<i32>>(meta, "token_type").unwrap_or_default(),
+        merges: strings("merges"),
+        bos: id("bos"),
+        eos: id("eos"),
+        eot: id("eot"),
+        eom: id("eom"),
+        unk: id("unknown"),
+        pad: id("padding"),
+        add_bos: find(meta, "add_bos_token"),
+        add_eos: find(meta, "add_eos_token"),
+        add_space_prefix: find(meta, "add_space_prefix"),
     }
 }
 
-enum Value {
-    Number(f64),
-    String(String),
-    List(Vec<Value>),
+fn find<'m, T: FromValue<'m>>(meta: &'m Metadata, key: &str) -> Option<T> {
+    meta.find(&format!("tokenizer.ggml.{key}")).unwrap_or_else(|error| panic!("{error}"))
 }
 
-impl Value {
-    fn number(self) -> f64 {
-        let Self::Number(number) = self else { panic!("not a number") };
-        number
-    }
-
-    fn string(self) -> String {
-        let Self::String(string) = self else { panic!("not a string") };
-        string
-    }
-}
-
-fn metadata(bytes: &[u8]) -> HashMap<String, Value> {
-    assert_eq!(&bytes[..4], b"GGUF");
-    let mut cursor = Cursor { bytes, at: 16 };
-    let count = cursor.u64();
-    (0..count)
-        .map(|_| {
-            let key = cursor.string();
-            let kind = cursor.u32();
-            (key, cursor.value(kind))
-        })
-        .collect()
-}
-
-struct Cursor<'b> {
-    bytes: &'b [u8],
-    at: usize,
-}
-
-impl Cursor<'_> {
-    fn take<const N: usize>(&mut self) -> [u8; N] {
-        self.at += N;
-        self.bytes[self.at - N..self.at].try_into().unwrap()
-    }
-
-    fn u32(&mut self) -> u32 {
-        u32::from_le_bytes(self.take())
-    }
-
-    fn u64(&mut self) -> u64 {
-        u64::from_le_bytes(self.take())
-    }
-
-    fn string(&mut self) -> String {
-        let len = self.u64() as usize;
-        self.at += len;
-        String::from_utf8(self.bytes[self.at - len..self.at].to_vec()).unwrap()
-    }
-
-    fn value(&mut self, kind: u32) -> Value {
-        match kind {
-            0 | 7 => Value::Number(f64::from(self.take::<1>()[0])),
-            1 => Value::Number(f64::from(i8::from_le_bytes(self.take()))),
-            2 => Value::Number(f64::from(u16::from_le_bytes(self.take()))),
-            3 => Value::Number(f64::from(i16::from_le_bytes(self.take()))),
-            4 => Value::Number(f64::from(self.u32())),
-            5 => Value::Number(f64::from(i32::from_le_bytes(self.take()))),
-            6 => Value::Number(f64::from(f32::from_le_bytes(self.take()))),
-            8 => Value::String(self.string()),
-            9 => {
-                let (kind, len) = (self.u32(), self.u64());
-                Value::List((0..len).map(|_| self.value(kind)).collect())
+/// SentencePiece-BPE by its definition: again and again, the best merge of all.
+pub(crate) fn naive_spm(vocab: &Vocab, text: &str) -> Vec<u32> {
+    let ids: HashMap<&str, usize> =
+        vocab.tokens.iter().enumerate().map(|(id, text)| (text.as_str(), id)).collect();
+    let id = |text: &str| ids.get(text).copied();
+    let mut parts: Vec<String> =
+        format!(" {text}").replace(' ', "▁").chars().map(String::from).collect();
+    loop {
+        let mut best: Option<(usize, f32)> = None;
+        for at in 1..parts.len() {
+            if let Some(id) = id(&(parts[at - 1].clone() + &parts[at]))
+                && best.is_none_or(|(_, score)| vocab.scores[id] > score)
+            {
+                best = Some((at, vocab.scores[id]));
             }
-            10 | 11 => Value::Number(self.u64() as f64),
-            12 => Value::Number(f64::from_le_bytes(self.take())),
-            other => panic!("value type {other}"),
         }
+        let Some((at, _)) = best else { break };
+        let right = parts.remove(at);
+        parts[at - 1] += &right;
     }
+    let ids = parts.iter().flat_map(|part| match id(part) {
+        Some(id) => vec![id],
+        None => part.bytes().map(|byte| id(&format!("<0x{byte:02X}>")).unwrap()).collect(),
+    });
+    ids.map(|id| id as u32).collect()
 }

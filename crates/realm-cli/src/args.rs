@@ -1,0 +1,272 @@
+//! What the command line can say: the commands and the options they share.
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand, builder::TypedValueParser, error::ErrorKind};
+use realm_core::backend::{KvType, Precision};
+use realm_runtime::{
+    EngineOptions,
+    device::{self, Device, DeviceOptions},
+};
+
+use crate::{
+    bench::BenchArgs, console, detokenize::DetokenizeArgs, devices::DevicesArgs, error::CliError,
+    error::Result, inspect::InspectArgs, logits::LogitsArgs, npy, run::RunArgs, synth::SynthArgs,
+    tokenize::TokenizeArgs,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+  Continue a text with a model from a GGUF file:
+      realm run -m model.gguf \"The sea was calm that night, and\"
+
+  See what is in a file and how much memory it will take:
+      realm inspect -m model.gguf --ctx 8192
+
+  See which devices can be used, and why others cannot:
+      realm devices
+
+  No model at hand? Write one with random weights and measure it:
+      realm synth tinyllama-1.1b --type q4_k_m t.gguf
+      realm bench -m t.gguf
+
+`realm COMMAND --help` tells more about each command.";
+
+/// Runs quantized language models: one file, one program, any device.
+///
+/// Realm reads a model from a GGUF file and continues text with it. Generated text goes to stdout,
+/// figures and messages to stderr, so that it can stand in a pipe.
+#[derive(Debug, Parser)]
+#[command(name = "realm", version, arg_required_else_help = true, after_long_help = EXAMPLES)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Continue a text
+    Run(RunArgs),
+    /// Measure the speed of prompts and of generation, beside the machine's limits
+    Bench(BenchArgs),
+    /// Show a file's metadata, its tensors and the memory it will take, without loading it
+    Inspect(InspectArgs),
+    /// List the devices: what each can do, or why it cannot be used
+    Devices(DevicesArgs),
+    /// Turn text on stdin into token ids
+    Tokenize(TokenizeArgs),
+    /// Turn token ids into text
+    Detokenize(DetokenizeArgs),
+    /// Write the logits of a prompt to a NumPy file
+    Logits(LogitsArgs),
+    /// Write a model file with random weights, for measurements
+    Synth(SynthArgs),
+}
+
+const DEVICE: &str = "Device and precision";
+
+/// Which device is wanted.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct DeviceArgs {
+    /// Where to run: auto (the best there is), cpu, cuda, cuda:1, wgpu, wgpu:0; see `realm devices`
+    #[arg(
+        long,
+        env = "REALM_DEVICE",
+        value_name = "DEVICE",
+        default_value = "auto",
+        value_parser = device_name,
+        help_heading = DEVICE
+    )]
+    pub(crate) device: String,
+    /// Stop with an error rather than run on the CPU
+    #[arg(long, help_heading = DEVICE)]
+    pub(crate) require_gpu: bool,
+    /// Threads of the CPU [default: as many as the system grants]
+    #[arg(
+        short,
+        long,
+        env = "REALM_THREADS",
+        value_name = "N",
+        value_parser = clap::value_parser!(u16).range(1..=1024),
+        help_heading = DEVICE
+    )]
+    pub(crate) threads: Option<u16>,
+    /// The most that the CPU's kernels may use, for tests
+    #[arg(
+        long,
+        value_name = "ISA",
+        default_value = "avx512",
+        value_parser = ["scalar", "avx2", "avx512"],
+        hide = true
+    )]
+    pub(crate) isa: String,
+}
+
+impl DeviceArgs {
+    /// As the runtime wants them.
+    pub(crate) fn options(&self) -> DeviceOptions {
+        DeviceOptions {
+            name: self.device.clone(),
+            require_gpu: self.require_gpu,
+            threads: self.threads.map(usize::from),
+            isa: self.isa.parse().unwrap_or_default(),
+        }
+    }
+
+    /// Opens the device and says why it is this one.
+    pub(crate) fn open(&self) -> Result<Device> {
+        let device = device::open(&self.options())?;
+        device.notes().iter().for_each(console::note);
+        Ok(device)
+    }
+}
+
+/// How a model is put on a device: the options of every command that runs one.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct EngineArgs {
+    /// Where to run.
+    #[command(flatten)]
+    pub(crate) device: DeviceArgs,
+    /// Type of the products' inputs; auto is the device's choice (on the CPU int8 for quantized
+    /// weights) and is said in the output
+    #[arg(
+        long,
+        value_name = "TYPE",
+        default_value = "auto",
+        value_parser = clap::builder::PossibleValuesParser::new(["auto", "f32", "f16", "bf16", "int8"])
+            .try_map(|name| name.parse::<Precision>()),
+        help_heading = DEVICE
+    )]
+    pub(crate) precision: Precision,
+    /// Type of the KV cache [default: f32 with --precision f32, else f16]
+    #[arg(
+        long,
+        value_name = "TYPE",
+        value_parser = clap::builder::PossibleValuesParser::new(["f32", "f16", "bf16", "q8_0"])
+            .try_map(|name| name.parse::<KvType>()),
+        help_heading = DEVICE
+    )]
+    pub(crate) kv_type: Option<KvType>,
+    /// Tokens that prompt and answer together may have [default: the smaller of what the model was
+    /// trained for and what fits the memory]
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        value_parser = clap::value_parser!(u32).range(1..),
+        help_heading = DEVICE
+    )]
+    pub(crate) ctx: Option<u32>,
+}
+
+impl EngineArgs {
+    /// As the runtime wants them, for one sequence.
+    pub(crate) fn options(&self) -> EngineOptions {
+        EngineOptions {
+            context: self.ctx.map(|tokens| tokens as usize),
+            precision: self.precision,
+            kv_type: self.kv_type,
+            ..EngineOptions::default()
+        }
+    }
+}
+
+/// The model file, of commands that cannot do without.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ModelArgs {
+    /// The model, a GGUF file; of a split one its first part
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) model: PathBuf,
+}
+
+/// A list of token ids on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ids(pub(crate) Vec<u32>);
+
+/// A prompt that is token ids already.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct IdsArgs {
+    /// Token ids as prompt: 1,2,3
+    #[arg(long, value_name = "IDS", value_parser = parse_ids)]
+    pub(crate) ids: Option<Ids>,
+    /// Token ids as prompt, from a one-dimensional int32, int64 or uint32 .npy file
+    #[arg(long, value_name = "FILE", conflicts_with = "ids")]
+    pub(crate) ids_file: Option<PathBuf>,
+}
+
+impl IdsArgs {
+    /// The ids, where there are some.
+    pub(crate) fn read(&self) -> Result<Option<Vec<u32>>> {
+        match (&self.ids, &self.ids_file) {
+            (Some(Ids(ids)), _) => Ok(Some(ids.clone())),
+            (None, Some(path)) => npy::read_ids(path).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// Ids with commas or white space between.
+pub(crate) fn parse_ids(text: &str) -> Result<Ids, String> {
+    let parts = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
+    let id = |part: &str| {
+        part.parse().map_err(|_| {
+            let shown: String = part.chars().take(40).flat_map(char::escape_debug).collect();
+            format!("{shown:?} is no token id; ids are whole numbers like 1,2,3")
+        })
+    };
+    parts.map(id).collect::<Result<_, String>>().map(Ids)
+}
+
+fn device_name(text: &str) -> Result<String, String> {
+    let (backend, index) = text.split_once(':').map_or((text, None), |(b, i)| (b, Some(i)));
+    let known = match index {
+        None => matches!(backend, "auto" | "cpu" | "cuda" | "wgpu"),
+        Some(index) => matches!(backend, "cuda" | "wgpu") && index.parse::<u16>().is_ok(),
+    };
+    if known {
+        Ok(text.into())
+    } else {
+        Err("choose auto, cpu, cuda, cuda:N, wgpu or wgpu:N".into())
+    }
+}
+
+/// A usage error of a command, as clap would report it.
+pub(crate) fn usage(command: &str, kind: ErrorKind, problem: impl std::fmt::Display) -> CliError {
+    let mut cli = Cli::command();
+    cli.build();
+    let command = match cli.find_subcommand_mut(command) {
+        Some(command) => command,
+        None => return CliError::Input(problem.to_string()),
+    };
+    CliError::Usage(command.error(kind, problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ids_may_stand_apart_in_any_way() {
+        assert_eq!(parse_ids("1,2, 3\n4"), Ok(Ids(vec![1, 2, 3, 4])));
+        assert_eq!(parse_ids(""), Ok(Ids(vec![])));
+        assert!(parse_ids("1,x").unwrap_err().contains("\"x\""));
+        assert!(parse_ids("-1").is_err());
+        assert!(parse_ids("4294967296").is_err());
+    }
+
+    #[test]
+    fn devices_are_names_with_numbers() {
+        for good in ["auto", "cpu", "cuda", "cuda:1", "wgpu:0"] {
+            assert!(device_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1"] {
+            assert!(device_name(bad).is_err(), "{bad}");
+        }
+    }
+}

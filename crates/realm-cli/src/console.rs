@@ -1,0 +1,155 @@
+//! The terminal: notes and errors on stderr, results on stdout, text from stdin.
+
+use std::{
+    fmt::Display,
+    io::{self, IsTerminal, Read, StdoutLock, Write},
+    sync::mpsc::{self, RecvTimeoutError},
+    time::Duration,
+};
+
+use indicatif::ProgressBar;
+
+use crate::error::{CliError, Result};
+
+/// Most bytes that are read from stdin, as many as a tokenizer takes.
+const MOST_INPUT: u64 = 1 << 30;
+
+/// A line for the user. That stderr may be closed is no reason to stop.
+pub(crate) fn say(line: impl Display) {
+    _ = writeln!(io::stderr(), "{line}");
+}
+
+/// Something the user should know about what was chosen.
+pub(crate) fn note(line: impl Display) {
+    say(format_args!("note: {}", one_line(&line.to_string())));
+}
+
+/// Why the command ends.
+pub(crate) fn error(line: impl Display) {
+    say(format_args!("error: {}", one_line(&line.to_string())));
+}
+
+/// A text with its control characters escaped: names from files cannot break lines or move the
+/// cursor.
+pub(crate) fn one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            line.extend(c.escape_debug());
+        } else {
+            line.push(c);
+        }
+    }
+    line
+}
+
+/// Stdout, for the results of a command.
+pub(crate) struct Output {
+    out: StdoutLock<'static>,
+    /// On a terminal, whose next line should start at its left edge.
+    terminal: bool,
+    mid_line: bool,
+}
+
+impl Output {
+    /// Takes hold of stdout.
+    pub(crate) fn new() -> Self {
+        let out = io::stdout().lock();
+        Self { terminal: out.is_terminal(), out, mid_line: false }
+    }
+
+    /// Writes text as it is.
+    ///
+    /// # Errors
+    /// [`CliError::Closed`] where nobody reads any more, or the system's refusal.
+    pub(crate) fn text(&mut self, text: &str) -> Result<()> {
+        if let Some(last) = text.bytes().last() {
+            self.mid_line = last != b'\n';
+        }
+        self.out.write_all(text.as_bytes()).map_err(CliError::stdout)
+    }
+
+    /// Writes a line.
+    ///
+    /// # Errors
+    /// As [`Output::text`].
+    pub(crate) fn line(&mut self, line: impl Display) -> Result<()> {
+        self.mid_line = false;
+        writeln!(self.out, "{line}").map_err(CliError::stdout)
+    }
+
+    /// Makes everything so far visible.
+    ///
+    /// # Errors
+    /// As [`Output::text`].
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.out.flush().map_err(CliError::stdout)
+    }
+
+    /// Ends text that may have stopped anywhere: a terminal gets the end of the line, a file or
+    /// pipe nothing that is not text.
+    ///
+    /// # Errors
+    /// As [`Output::text`].
+    pub(crate) fn end_text(&mut self) -> Result<()> {
+        if self.terminal && self.mid_line {
+            self.text("\n")?;
+        }
+        self.flush()
+    }
+}
+
+/// All of stdin as text; `what` is asked for where a person sits at it.
+///
+/// # Errors
+/// The system's refusal, bytes that are no UTF-8, more than 1 GiB.
+pub(crate) fn read_stdin(what: &str) -> Result<String> {
+    let stdin = io::stdin().lock();
+    if stdin.is_terminal() {
+        note(format_args!("type {what}; Ctrl-D on an empty line ends it"));
+    }
+    let mut bytes = Vec::new();
+    let read = stdin.take(MOST_INPUT + 1).read_to_end(&mut bytes);
+    read.map_err(|source| CliError::io("stdin", "read the input", source))?;
+    if bytes.len() as u64 > MOST_INPUT {
+        return Err(CliError::Input("stdin: more than 1 GiB of text; split it into parts".into()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        CliError::Input(format!(
+            "stdin: byte {at} is no UTF-8 text; convert it first, for example with iconv"
+        ))
+    })
+}
+
+/// Does `work`; where that takes over a second and a person watches, shows that it goes on.
+pub(crate) fn with_spinner<T>(message: String, work: impl FnOnce() -> T) -> T {
+    if !io::stderr().is_terminal() {
+        return work();
+    }
+    let (done, wait) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            if wait.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+                let bar = ProgressBar::new_spinner().with_message(message);
+                bar.enable_steady_tick(Duration::from_millis(100));
+                // Returns when the sender is gone.
+                _ = wait.recv();
+                bar.finish_and_clear();
+            }
+        });
+        let result = work();
+        drop(done);
+        result
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_cannot_break_a_line() {
+        assert_eq!(one_line("a\nb\x1b[2Jé"), "a\\nb\\u{1b}[2Jé");
+    }
+}

@@ -1,0 +1,92 @@
+//! `realm devices`: every device, what it can do, and why others cannot be used.
+
+use realm_core::backend::DeviceInfo;
+use realm_runtime::{
+    device::{self, Report},
+    memory::human,
+};
+
+use crate::{args::DeviceArgs, console, console::Output, error::Result};
+
+/// Options of `realm devices`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct DevicesArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+}
+
+/// Lists the devices.
+pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
+    let reports = device::list(&args.device.options());
+    let chosen = device::open(&args.device.options());
+    let chosen = chosen.as_ref().map(|device| device.backend().info());
+    let width = reports.iter().map(|report| report.name.len()).max().unwrap_or(0);
+    let mut out = Output::new();
+    for report in &reports {
+        let info = chosen.as_ref().ok().filter(|info| info.name == report.name);
+        for line in describe(report, info.copied(), width) {
+            out.line(console::one_line(&line))?;
+        }
+    }
+    let wanted = &args.device.device;
+    match chosen {
+        Ok(info) => out.line(format_args!("\n--device {wanted} takes {}", info.name))?,
+        Err(error) => {
+            let error = console::one_line(&error.to_string());
+            out.line(format_args!("\n--device {wanted} cannot be had: {error}"))?;
+        }
+    }
+    out.flush()
+}
+
+/// A device's lines: what it is and can do, or why it cannot be used. `info` is there for the one
+/// that is open.
+fn describe(report: &Report, info: Option<&DeviceInfo>, width: usize) -> Vec<String> {
+    let Report { name, description, memory, obstacle } = report;
+    let mut first = format!("{name:width$}  ");
+    let indent = " ".repeat(first.len());
+    if !description.is_empty() {
+        first += description;
+    }
+    if let Some(bytes) = memory {
+        first += &format!(", {} of memory", human(*bytes));
+    }
+    let mut lines = vec![first];
+    if let Some(obstacle) = obstacle {
+        let why = format!("cannot be used: {obstacle}");
+        if description.is_empty() {
+            lines[0] += &why;
+        } else {
+            lines.push(indent.clone() + &why);
+        }
+    }
+    if let Some(info) = info {
+        lines.push(format!(
+            "{indent}precision f32, f16, bf16, int8 (auto: {}); KV cache f32, f16, bf16, q8_0",
+            info.auto_precision
+        ));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_cannot_be_used_says_why() {
+        let report = |description: &str, obstacle: Option<&str>| Report {
+            name: "cuda:0".into(),
+            description: description.into(),
+            memory: Some(2_000_000_000),
+            obstacle: obstacle.map(String::from),
+        };
+        let missing = Report { memory: None, ..report("", Some("no driver")) };
+        assert_eq!(describe(&missing, None, 6), ["cuda:0  cannot be used: no driver"]);
+        assert_eq!(
+            describe(&report("H100", Some("no kernels")), None, 7),
+            ["cuda:0   H100, 2.00 GB of memory", "         cannot be used: no kernels"]
+        );
+        assert_eq!(describe(&report("H100", None), None, 6), ["cuda:0  H100, 2.00 GB of memory"]);
+    }
+}

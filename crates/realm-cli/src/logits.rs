@@ -1,0 +1,68 @@
+//! `realm logits`: what a model thinks of every token of a prompt, as numbers.
+
+use std::{io, path::PathBuf};
+
+use clap::error::ErrorKind;
+use realm_runtime::{Model, RuntimeError};
+
+use crate::{
+    args::{self, EngineArgs, IdsArgs, ModelArgs},
+    console,
+    error::{CliError, Result},
+    load,
+    npy::MatrixWriter,
+    stats,
+};
+
+/// Options of `realm logits`.
+///
+/// The file is a float32 array of shape [tokens, vocabulary]; row i holds the logits of the token
+/// that follows token i. All tokens are computed as a prompt is.
+#[derive(Debug, clap::Args)]
+pub(crate) struct LogitsArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    ids: IdsArgs,
+    /// The .npy file to write
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    engine: EngineArgs,
+}
+
+/// Writes the logits.
+pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
+    let Some(ids) = args.ids.read()? else {
+        let problem = "token ids are needed: give --ids 1,2,3 or --ids-file FILE.npy";
+        return Err(args::usage("logits", ErrorKind::MissingRequiredArgument, problem));
+    };
+    let model = Model::open(&args.model.model)?;
+    let mut writer = MatrixWriter::new(&args.out, [ids.len(), model.vocabulary()])?;
+    let device = args.engine.device.open()?;
+    let mut options = args.engine.options();
+    // The cache need not be larger than these tokens.
+    options.context = options.context.or(Some(ids.len().clamp(1, model.context())));
+    let mut engine = load::engine(&model, &device, &options)?;
+    let mut refusal: Option<io::Error> = None;
+    let result = engine.logits(&ids, |rows| {
+        writer.write(rows).map_err(|error| {
+            let problem = error.to_string();
+            refusal = Some(error);
+            RuntimeError::Request(problem)
+        })
+    });
+    if let Some(source) = refusal {
+        return Err(CliError::io(&args.out, "write the file", source));
+    }
+    result?;
+    writer.finish()?;
+    console::say(format_args!(
+        "wrote      {}: [{}, {}]",
+        args.out.display(),
+        ids.len(),
+        model.vocabulary()
+    ));
+    stats::setting(&engine, &args.engine.options()).iter().take(2).for_each(console::say);
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! `realm tokenize`: text to token ids.
+
+use realm_tokenizer::EncodeOptions;
+
+use crate::{
+    args::ModelArgs,
+    console::{self, Output},
+    error::{CliError, Result},
+    vocab,
+};
+
+const EXAMPLES: &str = "\
+Examples:
+      echo -n \"Hello world\" | realm tokenize -m model.gguf
+      printf 'one\\0two' | realm tokenize -m model.gguf -0
+
+The text is taken as it is, with the line end that `echo` adds. Files that hold a vocabulary and no \
+tensors will do.";
+
+/// Options of `realm tokenize`.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = EXAMPLES)]
+pub(crate) struct TokenizeArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Add the tokens that the model wants around a text
+    #[arg(long)]
+    add_special: bool,
+    /// Read markup like <|eot_id|> as the token of that name
+    #[arg(long)]
+    parse_special: bool,
+    /// Texts on stdin end with a NUL character each (the last may do without); a line of ids for
+    /// each
+    #[arg(short = '0', long = "null")]
+    null: bool,
+}
+
+/// Writes the ids of stdin's text or texts.
+pub(crate) fn run(args: &TokenizeArgs) -> Result<()> {
+    let path = &args.model.model;
+    let tokenizer = vocab::open(path)?;
+    let input = console::read_stdin("a text")?;
+    let &TokenizeArgs { add_special, parse_special, .. } = args;
+    let how = EncodeOptions { add_special, parse_special };
+    let mut out = Output::new();
+    for text in texts(&input, args.null) {
+        let ids = tokenizer.encode(text, how);
+        let ids = ids.map_err(|source| CliError::Tokenizer { path: path.clone(), source })?;
+        let mut line = String::with_capacity(ids.len() * 6);
+        for id in ids {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(&id.to_string());
+        }
+        out.line(line)?;
+    }
+    out.flush()
+}
+
+/// The texts of an input: one, or where NULs end them, as many as there are.
+fn texts(input: &str, null: bool) -> Vec<&str> {
+    match input {
+        _ if !null => vec![input],
+        "" => vec![],
+        _ => input.strip_suffix('\0').unwrap_or(input).split('\0').collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nul_ends_a_text() {
+        assert_eq!(texts("a\0b", true), ["a", "b"]);
+        assert_eq!(texts("a\0b\0", true), ["a", "b"]);
+        assert_eq!(texts("a\0\0", true), ["a", ""]);
+        assert_eq!(texts("\0", true), [""]);
+        assert!(texts("", true).is_empty());
+        assert_eq!(texts("a\0b", false), ["a\0b"]);
+        assert_eq!(texts("", false), [""]);
+    }
+}

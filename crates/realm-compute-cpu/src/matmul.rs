@@ -1,0 +1,238 @@
+//! Matrix products: `output[r, n] = Σₖ input[r, k] · weight[n, k] + bias[n]`, the weights read as
+//! they lie in the model file.
+//!
+//! A *strip* is a few rows of the weight, a row a lane. Its weights are unpacked a tile of 256 columns at
+//! a time and multiplied with all rows of the input (`kernels`). Formats meet kernels only in the
+//! unpacked tile (`unpack`), instruction sets only in vectors (`lanes`).
+//!
+//! An output's bits depend on its own row of the input, the weight and the instruction set: not on
+//! how many rows come along, on threads, or on where the strip lies.
+
+mod activations;
+mod kernels;
+mod lanes;
+mod strip;
+#[cfg(test)]
+mod speed;
+#[cfg(test)]
+mod tests;
+mod unpack;
+
+use std::cell::RefCell;
+
+use realm_core::{
+    DType,
+    graph::{WeightInfo, ops::Activation},
+};
+
+pub(crate) use activations::{Activations, Scratch};
+
+use crate::{elementwise::Cpu, isa::Isa, math, shared::SharedMut};
+use strip::{Strip, width};
+use unpack::{MAX_LANES, Tile};
+
+/// Rows of the input that a task takes at most: a multiple of the kernels' rows, and few enough
+/// that sums and inputs stay in the core's cache.
+const MAX_ROWS: usize = 192;
+
+/// A weight as it lies in the model file.
+#[derive(Clone, Copy)]
+pub(crate) struct Matrix<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+    rows: usize,
+    cols: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// The weight that `info` describes; `None` where `bytes` are not as many as it needs.
+    pub(crate) fn new(info: &WeightInfo, bytes: &'a [u8]) -> Option<Self> {
+        let fits = info.bytes() == Some(bytes.len());
+        fits.then_some(Self { bytes, dtype: info.dtype, rows: info.rows, cols: info.cols })
+    }
+}
+
+/// One product of a [`linear`].
+pub(crate) struct Projection<'a> {
+    /// `[n, k]`.
+    pub(crate) weight: Matrix<'a>,
+    /// `[n]`.
+    pub(crate) bias: Option<&'a [f32]>,
+    /// `[rows, n]`; whatever it held is overwritten.
+    pub(crate) output: &'a mut [f32],
+}
+
+/// One half of a [`gated`] product.
+#[derive(Clone, Copy)]
+pub(crate) struct Half<'a> {
+    /// `[n, k]`.
+    pub(crate) weight: Matrix<'a>,
+    /// `[n]`.
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+/// The products of one input with several weights, as one job.
+///
+/// # Panics
+/// If shapes do not fit.
+pub(crate) fn linear(cpu: Cpu<'_>, input: &Activations<'_>, projections: &mut [Projection<'_>]) {
+    let rows = input.rows();
+    let width = width(cpu.isa);
+    let mut outputs = Vec::with_capacity(projections.len());
+    let mut strips = 0;
+    for projection in projections {
+        let weight = projection.weight;
+        check(input, weight, projection.bias);
+        assert_eq!(projection.output.len(), rows * weight.rows, "a row of the output for each row");
+        let first = strips;
+        strips += weight.rows.div_ceil(width);
+        let half = Half { weight, bias: projection.bias };
+        outputs.push((first, half, SharedMut::new(&mut *projection.output)));
+    }
+    run(cpu, rows, strips, |work, rows, at| {
+        let Some((first, half, output)) = outputs.iter().rev().find(|(first, ..)| *first <= at) else {
+            return;
+        };
+        let (start, n) = ((at - first) * width, half.weight.rows);
+        let end = (start + width).min(n);
+        let sums = work.product(cpu.isa, input, half.weight, rows.clone(), start, 0);
+        cpu.isa.run(|| {
+            for (sums, row) in sums.chunks_exact(width).zip(rows) {
+                // SAFETY: each strip of each row belongs to one task.
+                let output = unsafe { output.range(row * n + start..row * n + end) };
+                output.copy_from_slice(&sums[..output.len()]);
+                if let Some(bias) = half.bias {
+                    for (output, bias) in output.iter_mut().zip(&bias[start..end]) {
+                        *output += bias;
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// `output = activation(input · gateᵀ + bias) · (input · upᵀ + bias)`, `[rows, n]`.
+///
+/// # Panics
+/// If shapes do not fit.
+pub(crate) fn gated(
+    cpu: Cpu<'_>,
+    input: &Activations<'_>,
+    gate: Half<'_>,
+    up: Half<'_>,
+    activation: Activation,
+    output: &mut [f32],
+) {
+    let (n, width) = (gate.weight.rows, width(cpu.isa));
+    check(input, gate.weight, gate.bias);
+    check(input, up.weight, up.bias);
+    assert_eq!(up.weight.rows, n, "gate and up are of one size");
+    assert_eq!(output.len(), input.rows() * n, "a row of the output for each row");
+    let output = SharedMut::new(output);
+    run(cpu, input.rows(), n.div_ceil(width), |work, rows, at| {
+        let start = at * width;
+        let end = (start + width).min(n);
+        work.product(cpu.isa, input, gate.weight, rows.clone(), start, 0);
+        work.product(cpu.isa, input, up.weight, rows.clone(), start, 1);
+        let [gates, ups] = &mut work.sums;
+        cpu.isa.run(|| {
+            let pairs = gates.chunks_exact_mut(width).zip(ups.chunks_exact_mut(width));
+            for ((gates, ups), row) in pairs.zip(rows) {
+                for (sums, half) in [(&mut *gates, gate), (&mut *ups, up)] {
+                    if let Some(bias) = half.bias {
+                        for (sum, bias) in sums.iter_mut().zip(&bias[start..end]) {
+                            *sum += bias;
+                        }
+                    }
+                }
+                // SAFETY: each strip of each row belongs to one task.
+                let output = unsafe { output.range(row * n + start..row * n + end) };
+                glu(activation, gates, ups, output);
+            }
+        });
+    });
+}
+
+/// One loop an activation: a choice inside the loop would keep it from vectorising.
+#[inline(always)]
+fn glu(activation: Activation, gate: &[f32], up: &[f32], output: &mut [f32]) {
+    macro_rules! each {
+        ($activation:expr) => {
+            for (output, (&gate, &up)) in output.iter_mut().zip(gate.iter().zip(up)) {
+                *output = math::activate($activation, gate) * up;
+            }
+        };
+    }
+    match activation {
+        Activation::Silu => each!(Activation::Silu),
+        Activation::GeluTanh => each!(Activation::GeluTanh),
+        Activation::Gelu => each!(Activation::Gelu),
+    }
+}
+
+fn check(input: &Activations<'_>, weight: Matrix<'_>, bias: Option<&[f32]>) {
+    assert_eq!(weight.cols, input.cols(), "columns of weight and input");
+    assert!(bias.is_none_or(|bias| bias.len() == weight.rows), "a bias for each output");
+}
+
+/// A thread's memory for products.
+struct Work {
+    tiles: Box<[Tile; kernels::TILES]>,
+    sums: [Vec<f32>; 2],
+}
+
+thread_local! {
+    static WORK: RefCell<Work> = RefCell::new(Work {
+        tiles: Box::new([const { Tile::new() }; kernels::TILES]),
+        sums: [Vec::new(), Vec::new()],
+    });
+}
+
+/// Calls `strip(work, rows of the input, strip)` so that every strip meets every row once.
+///
+/// Neighbouring strips go to one task: they lie one after the other in memory.
+fn run(
+    cpu: Cpu<'_>,
+    rows: usize,
+    strips: usize,
+    strip: impl Fn(&mut Work, std::ops::Range<usize>, usize) + Sync,
+) {
+    let threads = cpu.pool.threads();
+    // Rows are split evenly, further where threads would otherwise have nothing to do, but not so
+    // far that unpacking takes longer than multiplying.
+    let wanted = (4 * threads).div_ceil(strips.max(1)).min(rows / 32);
+    let chunks = rows.div_ceil(MAX_ROWS).max(wanted);
+    let chunk = rows.div_ceil(chunks.max(1)).next_multiple_of(6);
+    let chunks = rows.div_ceil(chunk.max(1));
+    let units = chunks * strips;
+    let tasks = units.min(if threads > 1 { 8 * threads } else { 1 });
+    cpu.pool.run(tasks, |task| {
+        WORK.with_borrow_mut(|work| {
+            for unit in units * task / tasks..units * (task + 1) / tasks {
+                let start = unit / strips * chunk;
+                strip(work, start..(start + chunk).min(rows), unit % strips);
+            }
+        });
+    });
+}
+
+impl Work {
+    /// The product of rows of the input with the strip of the weight that starts at row `start`:
+    /// `[rows, width]`, kept in `sums[which]`.
+    fn product(
+        &mut self,
+        isa: Isa,
+        input: &Activations<'_>,
+        weight: Matrix<'_>,
+        rows: std::ops::Range<usize>,
+        start: usize,
+        which: usize,
+    ) -> &[f32] {
+        let sums = &mut self.sums[which];
+        sums.clear();
+        sums.resize(rows.len() * kernels::TILES * MAX_LANES, 0.0);
+        sums.truncate(rows.len() * width(isa));
+        Strip { weight, start, input, rows, tiles: &mut self.tiles, sums }.multiply(isa);
+        sums
+    }
+}

@@ -1,0 +1,325 @@
+//! A compiled graph: its nodes run one after the other, each spread over the threads.
+
+use std::{any::Any, ops::Range, sync::Arc, time::Instant};
+
+use realm_core::{
+    Graph,
+    backend::{
+        BackendError, CompileOptions, Inputs, KvPool, Limits, Precision, Program, ProgramInfo, Step,
+        StepOutput, Token,
+    },
+    graph::{
+        Op, Rows, Value, Weight,
+        ops::{Attention, Embed, GatedLinear, Linear, RmsNorm},
+    },
+    plan::BufferPlan,
+    sampling::Sampler,
+};
+
+use crate::{
+    arena::Arena,
+    attention::Attend,
+    backend::{CpuWeight, NAME},
+    elementwise::{Angles, Cpu},
+    isa::Isa,
+    kv::CpuKvPool,
+    math,
+    matmul::{self, Half, Projection, Scratch},
+    pool::Pool,
+    shared::SharedMut,
+};
+
+/// A graph made ready for the CPU.
+pub(crate) struct CpuProgram {
+    graph: Graph,
+    state: State,
+    info: ProgramInfo,
+    poison: bool,
+    sampler: Sampler,
+}
+
+/// What the ops work on.
+struct State {
+    pool: Arc<Pool>,
+    isa: Isa,
+    weights: Vec<Arc<CpuWeight>>,
+    kv: Arc<CpuKvPool>,
+    plan: BufferPlan,
+    arena: Arena,
+    angles: Vec<Angles>,
+    scratch: Scratch,
+    precision: Precision,
+}
+
+/// A step that has run.
+struct CpuStep(StepOutput);
+
+impl Step for CpuStep {
+    fn read(self: Box<Self>) -> Result<StepOutput, BackendError> {
+        Ok(self.0)
+    }
+}
+
+impl CpuProgram {
+    pub(crate) fn new(
+        (pool, isa): (Arc<Pool>, Isa),
+        graph: &Graph,
+        weights: Vec<Arc<CpuWeight>>,
+        kv: Arc<CpuKvPool>,
+        options: CompileOptions,
+    ) -> Result<Self, BackendError> {
+        let CompileOptions { limits, precision, poison } = options;
+        let plan = BufferPlan::new(graph, &limits);
+        let arena = Arena::new(plan.bytes).ok_or_else(|| BackendError::OutOfMemory {
+            device: NAME.into(),
+            what: "the work memory".into(),
+            needed: plan.bytes as u64,
+            available: crate::system::available_memory(),
+        })?;
+        let scratch = Scratch::new(most_input(graph, &limits), precision);
+        let workspace_bytes = plan.bytes + scratch.bytes();
+        let info = ProgramInfo { limits, precision, workspace_bytes };
+        let angles = graph.ropes().iter().map(|_| Angles::default()).collect();
+        let state = State { pool, isa, weights, kv, plan, arena, angles, scratch, precision };
+        Ok(Self { graph: graph.clone(), state, info, poison, sampler: Sampler::default() })
+    }
+}
+
+/// Elements of the largest input of a product.
+fn most_input(graph: &Graph, limits: &Limits) -> usize {
+    let inputs = graph.nodes().iter().filter_map(|node| match &node.op {
+        Op::Linear(op) => Some(op.input),
+        Op::GatedLinear(op) => Some(op.input),
+        _ => None,
+    });
+    let elements = inputs.map(|input| match graph.value(input).rows {
+        Rows::Tokens => limits.tokens * graph.value(input).cols,
+        Rows::Outputs => limits.outputs * graph.value(input).cols,
+    });
+    elements.max().unwrap_or(0)
+}
+
+/// The ids of a step's tokens, those of the previous step looked up.
+fn token_ids(inputs: &Inputs<'_>) -> Result<Vec<u32>, BackendError> {
+    let previous = inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<CpuStep>());
+    let sampled = previous.map_or(&[][..], |step| &step.0.sampled);
+    let id = |token: &Token| match *token {
+        Token::Id(id) => Ok(id),
+        Token::Previous(row) => sampled.get(row as usize).copied().ok_or_else(|| {
+            let problem = format!("no previous step sampled a token at row {row}");
+            BackendError::Inputs { problem }
+        }),
+    };
+    inputs.tokens.iter().map(id).collect()
+}
+
+impl Program for CpuProgram {
+    fn info(&self) -> &ProgramInfo {
+        &self.info
+    }
+
+    fn enqueue(&mut self, inputs: &Inputs<'_>) -> Result<Box<dyn Step>, BackendError> {
+        inputs.check(&self.info.limits, self.state.kv.spec())?;
+        let ids = token_ids(inputs)?;
+        if self.poison {
+            self.state.arena.poison();
+        }
+        for (angles, rope) in self.state.angles.iter_mut().zip(self.graph.ropes()) {
+            angles.set(rope, inputs.positions());
+        }
+        let mut run = Run { graph: &self.graph, state: &mut self.state, inputs, ids: &ids };
+        let mut output = StepOutput::default();
+        for node in self.graph.nodes() {
+            let start = inputs.want_times.then(Instant::now);
+            match &node.op {
+                Op::Sample(op) => {
+                    output.sampled = run.sample(&mut self.sampler, op.logits);
+                }
+                op => run.node(op)?,
+            }
+            output.node_seconds.extend(start.map(|start| start.elapsed().as_secs_f64()));
+        }
+        if inputs.want_logits {
+            let logits = run.range(self.graph.logits());
+            let ([logits], _) = run.state.arena.lend([logits], &[]);
+            output.logits = logits.to_vec();
+        }
+        Ok(Box::new(CpuStep(output)))
+    }
+}
+
+/// One step under way.
+struct Run<'a> {
+    graph: &'a Graph,
+    state: &'a mut State,
+    inputs: &'a Inputs<'a>,
+    ids: &'a [u32],
+}
+
+impl Run<'_> {
+    fn rows(&self, value: Value) -> usize {
+        match self.graph.value(value).rows {
+            Rows::Tokens => self.inputs.tokens.len(),
+            Rows::Outputs => self.inputs.outputs.len(),
+        }
+    }
+
+    /// Where a value's rows of this step lie in the arena, in floats.
+    fn range(&self, value: Value) -> Range<usize> {
+        let start = self.state.plan.offsets[value.index()].unwrap_or(0) / size_of::<f32>();
+        start..start + self.rows(value) * self.graph.value(value).cols
+    }
+
+    /// Runs an op that reads `N` values and writes one.
+    fn map<const N: usize>(
+        &mut self,
+        inputs: [Value; N],
+        output: Value,
+        op: impl FnOnce(Cpu<'_>, &[Arc<CpuWeight>], [&[f32]; N], &mut [f32]),
+    ) {
+        let (reads, write) = (inputs.map(|value| self.range(value)), self.range(output));
+        let State { pool, isa, weights, arena, .. } = &mut *self.state;
+        let (reads, mut writes) = arena.lend(reads, &[write]);
+        op(Cpu { pool, isa: *isa }, weights, reads, writes[0]);
+    }
+
+    fn node(&mut self, op: &Op) -> Result<(), BackendError> {
+        match op {
+            Op::Embed(op) => return self.embed(op),
+            Op::Linear(op) => self.linear(op),
+            Op::GatedLinear(op) => self.gated_linear(op),
+            Op::Glu(op) => self.map([op.gate, op.up], op.output, |cpu, _, [gate, up], out| {
+                cpu.glu(op.activation, gate, up, out);
+            }),
+            Op::RmsNorm(op) => self.rms_norm(op),
+            Op::LayerNorm(op) => self.map([op.input], op.output, |cpu, weights, [input], out| {
+                let weight = |weight: Weight| weights[weight.index()].vector();
+                cpu.layer_norm(input, weight(op.weight), op.bias.map(weight), op.epsilon, out);
+            }),
+            Op::Rope(op) => {
+                let angles = std::mem::take(&mut self.state.angles[op.rope.index()]);
+                self.map([op.input], op.output, |cpu, _, [input], out| {
+                    cpu.rope(input, &angles, [op.heads, op.head_dim], op.pairs, out);
+                });
+                self.state.angles[op.rope.index()] = angles;
+            }
+            Op::KvWrite(op) => {
+                let reads = [op.key, op.value].map(|value| self.range(value));
+                let State { pool, isa, kv, arena, .. } = &mut *self.state;
+                let ([key, value], _) = arena.lend(reads, &[]);
+                kv.write_rows((pool, *isa), op.layer, self.inputs.sequences, key, value);
+            }
+            Op::Attention(op) => self.attention(op),
+            Op::Add(op) => self.map([op.left, op.right], op.output, |cpu, _, [left, right], out| {
+                cpu.zip(left, right, out, |l, r| l + r);
+            }),
+            Op::Scale(op) => self.map([op.input], op.output, |cpu, _, [input], out| {
+                cpu.zip(input, input, out, |x, _| x * op.factor);
+            }),
+            Op::SoftCap(op) => self.map([op.input], op.output, |cpu, _, [input], out| {
+                cpu.zip(input, input, out, |x, _| op.cap * math::tanh(x / op.cap));
+            }),
+            Op::GatherRows(op) => {
+                let (cols, rows) = (self.graph.value(op.input).cols, self.inputs.outputs);
+                self.map([op.input], op.output, |_, _, [input], out| {
+                    for (out, &row) in out.chunks_exact_mut(cols).zip(rows) {
+                        out.copy_from_slice(&input[row as usize * cols..][..cols]);
+                    }
+                });
+            }
+            Op::Sample(_) => {}
+        }
+        Ok(())
+    }
+
+    fn embed(&mut self, op: &Embed) -> Result<(), BackendError> {
+        let info = self.graph.weight(op.table);
+        if let Some(id) = self.ids.iter().find(|&&id| id as usize >= info.rows) {
+            let problem = format!("token {id} of a vocabulary of {}", info.rows);
+            return Err(BackendError::Inputs { problem });
+        }
+        let (cols, ids) = (info.cols, self.ids);
+        let bytes = info.dtype.row_bytes(cols).unwrap_or(0);
+        self.map([], op.output, |cpu, weights, [], out| {
+            let (table, out) = (weights[op.table.index()].data(), SharedMut::new(out));
+            let tasks = if ids.len() < 16 { 1 } else { cpu.pool.threads() };
+            cpu.pool.run(tasks, |task| {
+                for at in ids.len() * task / tasks..ids.len() * (task + 1) / tasks {
+                    let row = &table[ids[at] as usize * bytes..][..bytes];
+                    // SAFETY: every row belongs to one task.
+                    let out = unsafe { out.range(at * cols..(at + 1) * cols) };
+                    cpu.isa.run(|| info.dtype.decode(row, out));
+                }
+            });
+        });
+        Ok(())
+    }
+
+    fn rms_norm(&mut self, op: &RmsNorm) {
+        let weight = self.state.weights[op.weight.index()].clone();
+        let Some(residual) = op.residual else {
+            return self.map([op.input], op.output, |cpu, _, [input], out| {
+                cpu.rms_norm(input, weight.vector(), op.epsilon, out);
+            });
+        };
+        let reads = [op.input, residual.addend].map(|value| self.range(value));
+        let writes = [residual.sum, op.output].map(|value| self.range(value));
+        let State { pool, isa, arena, .. } = &mut *self.state;
+        let ([input, addend], mut writes) = arena.lend(reads, &writes);
+        let [sum, out] = &mut writes[..] else { return };
+        let cpu = Cpu { pool, isa: *isa };
+        cpu.zip(input, addend, sum, |x, y| x + y);
+        cpu.rms_norm(sum, weight.vector(), op.epsilon, out);
+    }
+
+    fn attention(&mut self, op: &Attention) {
+        let (read, write) = (self.range(op.query), self.range(op.output));
+        let State { pool, isa, kv, weights, arena, .. } = &mut *self.state;
+        let ([query], mut writes) = arena.lend([read], &[write]);
+        let sinks = op.spec.sinks.map(|sinks| weights[sinks.index()].vector());
+        let sequences = self.inputs.sequences;
+        let attend = Attend { kv, layer: op.layer, spec: &op.spec, sinks, sequences };
+        attend.run(pool, *isa, query, writes[0]);
+    }
+
+    fn sample(&mut self, sampler: &mut Sampler, logits: Value) -> Vec<u32> {
+        let (range, cols) = (self.range(logits), self.graph.value(logits).cols);
+        let ([logits], _) = self.state.arena.lend([range], &[]);
+        let rows = logits.chunks_exact(cols.max(1)).zip(self.inputs.sampling);
+        rows.map(|(row, how)| sampler.sample(row, how)).collect()
+    }
+
+    /// Products of one input with one or several weights. One kernel serves rows of either role, with
+    /// the same bits, so a mixed batch reads the weights once.
+    fn linear(&mut self, op: &Linear) {
+        let (read, cols) = (self.range(op.input), self.graph.value(op.input).cols);
+        let writes: Vec<_> = op.projections.iter().map(|p| self.range(p.output)).collect();
+        let State { pool, isa, weights, arena, scratch, precision, .. } = &mut *self.state;
+        let ([input], outputs) = arena.lend([read], &writes);
+        let cpu = Cpu { pool, isa: *isa };
+        let input = scratch.prepare(cpu, input, cols, *precision);
+        let projections = op.projections.iter().zip(outputs).map(|(projection, output)| {
+            let Half { weight, bias } = half(weights, projection.weight, projection.bias);
+            Projection { weight, bias, output }
+        });
+        matmul::linear(cpu, &input, &mut projections.collect::<Vec<_>>());
+    }
+
+    fn gated_linear(&mut self, op: &GatedLinear) {
+        let (read, cols) = (self.range(op.input), self.graph.value(op.input).cols);
+        let write = self.range(op.output);
+        let State { pool, isa, weights, arena, scratch, precision, .. } = &mut *self.state;
+        let ([input], mut outputs) = arena.lend([read], &[write]);
+        let cpu = Cpu { pool, isa: *isa };
+        let input = scratch.prepare(cpu, input, cols, *precision);
+        let (gate, up) = (half(weights, op.gate, op.gate_bias), half(weights, op.up, op.up_bias));
+        matmul::gated(cpu, &input, gate, up, op.activation, outputs[0]);
+    }
+}
+
+/// A weight and its bias as products take them. The weights' lengths were checked when they were
+/// loaded.
+fn half(weights: &[Arc<CpuWeight>], weight: Weight, bias: Option<Weight>) -> Half<'_> {
+    let bias = bias.map(|bias| weights[bias.index()].vector());
+    Half { weight: weights[weight.index()].matrix(), bias }
+}

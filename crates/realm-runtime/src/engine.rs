@@ -1,0 +1,370 @@
+//! The engine: sequences come and go, and run side by side in one batch.
+
+use std::{sync::Arc, time::Duration};
+
+use realm_core::{
+    Graph,
+    backend::{
+        Backend, Bindings, CompileOptions, Inputs, KvSpec, KvType, Limits, Precision, Program,
+        Role, SequenceRows, StepOutput, Token,
+    },
+    fuse,
+};
+
+use crate::{
+    Model, RuntimeError, SamplingParams,
+    memory::MemoryPlan,
+    scheduler::{Scheduler, Sequence, Share},
+};
+
+/// How a model is put on a device.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Tokens a sequence may hold; `None`: the smaller of the model's context and what fits.
+    pub context: Option<usize>,
+    /// Sequences that run side by side.
+    pub sequences: usize,
+    /// Most tokens of a step: longer prompts are cut into chunks of this size.
+    pub step_tokens: usize,
+    /// The type of the products' inputs.
+    pub precision: Precision,
+    /// The type of the KV cache; `None`: f32 with f32 precision, else f16.
+    pub kv_type: Option<KvType>,
+    /// Measure each node's time.
+    pub times: bool,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            context: None,
+            sequences: 1,
+            step_tokens: 512,
+            precision: Precision::Auto,
+            kv_type: None,
+            times: false,
+        }
+    }
+}
+
+impl EngineOptions {
+    /// The KV type that these options and a device come to.
+    pub fn resolved_kv_type(&self) -> KvType {
+        self.kv_type.unwrap_or(match self.precision {
+            Precision::F32 => KvType::F32,
+            _ => KvType::F16,
+        })
+    }
+}
+
+/// A sequence of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// What to generate.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// Most tokens to generate, at least one.
+    pub max_tokens: usize,
+    /// How they are chosen.
+    pub sampling: SamplingParams,
+    /// Tokens that end the sequence.
+    pub stop_tokens: Vec<u32>,
+}
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// It generated one of its stop tokens.
+    Stop,
+    /// It generated as many tokens as were asked for.
+    Length,
+}
+
+/// A token of a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// Whose.
+    pub sequence: SequenceId,
+    /// The token; a stop token too.
+    pub token: u32,
+    /// Set with the last token.
+    pub finish: Option<Finish>,
+}
+
+/// A model on a device.
+pub struct Engine {
+    graph: Graph,
+    backend: Arc<dyn Backend>,
+    bindings: Bindings,
+    program: Box<dyn Program>,
+    scheduler: Scheduler,
+    plan: MemoryPlan,
+    vocabulary: usize,
+    times: bool,
+    node_seconds: Vec<f64>,
+    load_time: Duration,
+    next: u64,
+}
+
+impl Engine {
+    /// Plans the memory, loads the weights and compiles the model for `backend`.
+    ///
+    /// # Errors
+    /// Where it does not fit (before anything is loaded) or the device fails.
+    pub fn new(
+        model: &Model,
+        backend: Arc<dyn Backend>,
+        options: &EngineOptions,
+    ) -> Result<Self, RuntimeError> {
+        let start = std::time::Instant::now();
+        let mut graph = model.graph().clone();
+        fuse::fuse(&mut graph);
+        let plan = MemoryPlan::new(model, &graph, backend.info(), options)?;
+        let mut weights = Vec::with_capacity(graph.weights().len());
+        for info in graph.weights() {
+            let data = model.file().require(&info.name)?.data()?;
+            weights.push(backend.load_weight(info, data)?);
+        }
+        let bindings = Bindings { weights, kv: backend.kv_pool(&plan.kv)? };
+        let compile =
+            CompileOptions { limits: plan.limits, precision: options.precision, poison: false };
+        let program = backend.compile(&graph, &bindings, &compile)?;
+        let KvSpec { block_tokens, blocks, .. } = plan.kv;
+        let Limits { tokens, sequences, .. } = plan.limits;
+        Ok(Self {
+            node_seconds: vec![0.0; graph.nodes().len()],
+            graph,
+            backend,
+            bindings,
+            program,
+            scheduler: Scheduler::new(tokens, sequences, block_tokens, blocks),
+            plan,
+            vocabulary: model.vocabulary(),
+            times: options.times,
+            load_time: start.elapsed(),
+            next: 0,
+        })
+    }
+
+    /// What the model takes, as planned before it was loaded.
+    pub fn memory(&self) -> &MemoryPlan {
+        &self.plan
+    }
+
+    /// The graph that runs: the model's, fused.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// The precision in use.
+    pub fn precision(&self) -> Precision {
+        self.program.info().precision
+    }
+
+    /// Tokens that a sequence may hold.
+    pub fn context(&self) -> usize {
+        self.plan.context
+    }
+
+    /// How long loading and compiling took.
+    pub fn load_time(&self) -> Duration {
+        self.load_time
+    }
+
+    /// Seconds spent in each node of [`Engine::graph`] since the last call, where
+    /// [`EngineOptions::times`] asks for them.
+    pub fn take_node_seconds(&mut self) -> Vec<f64> {
+        let zeros = vec![0.0; self.node_seconds.len()];
+        std::mem::replace(&mut self.node_seconds, zeros)
+    }
+
+    /// Adds a sequence. It starts with one of the next steps.
+    ///
+    /// # Errors
+    /// An empty prompt, ids that the model does not know, sampling parameters out of range, or more
+    /// tokens than the context holds.
+    pub fn submit(&mut self, request: Request) -> Result<SequenceId, RuntimeError> {
+        self.check_prompt(&request.prompt)?;
+        request.sampling.check().map_err(RuntimeError::Request)?;
+        if request.max_tokens == 0 {
+            return Err(RuntimeError::Request(
+                "no tokens to generate; ask for at least one".into(),
+            ));
+        }
+        let (prompt, context) = (request.prompt.len(), self.context());
+        if prompt + request.max_tokens - 1 > context {
+            return Err(RuntimeError::Request(format!(
+                "{prompt} prompt tokens and {} more exceed the context of {context}; raise --ctx or ask for fewer",
+                request.max_tokens
+            )));
+        }
+        let id = SequenceId(self.next);
+        self.next += 1;
+        self.scheduler.submit(Sequence::new(id, request));
+        Ok(id)
+    }
+
+    fn check_prompt(&self, prompt: &[u32]) -> Result<(), RuntimeError> {
+        if prompt.is_empty() {
+            return Err(RuntimeError::Request("the prompt has no tokens; give some text".into()));
+        }
+        if prompt.len() > self.context() {
+            let (prompt, context) = (prompt.len(), self.context());
+            return Err(RuntimeError::PromptTooLong { prompt, context });
+        }
+        match prompt.iter().find(|&&id| id as usize >= self.vocabulary) {
+            Some(id) => Err(RuntimeError::Request(format!(
+                "token id {id} is not in the vocabulary of {}",
+                self.vocabulary
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Ends a sequence; its blocks are free for the next step. `false` where it had ended.
+    pub fn cancel(&mut self, id: SequenceId) -> bool {
+        self.scheduler.remove(id)
+    }
+
+    /// Whether no sequence waits or runs.
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    /// Runs one step and gives the tokens that came of it. A step that only took in part of a prompt
+    /// gives none.
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub fn step(&mut self) -> Result<Vec<Event>, RuntimeError> {
+        let shares = self.scheduler.plan();
+        if shares.is_empty() {
+            return Ok(Vec::new());
+        }
+        let output = self.run(&shares)?;
+        for (total, seconds) in self.node_seconds.iter_mut().zip(&output.node_seconds) {
+            *total += seconds;
+        }
+        Ok(self.advance(&shares, &output.sampled))
+    }
+
+    /// Lays the shares side by side and runs them.
+    fn run(&mut self, shares: &[Share]) -> Result<StepOutput, RuntimeError> {
+        let (mut tokens, mut sequences) = (Vec::new(), Vec::new());
+        let (mut outputs, mut sampling) = (Vec::new(), Vec::new());
+        for share in shares {
+            let sequence = &self.scheduler.running[share.sequence];
+            let start = tokens.len();
+            let end = sequence.cached + share.rows;
+            tokens.extend(sequence.tokens[sequence.cached..end].iter().map(|&id| Token::Id(id)));
+            if end == sequence.tokens.len() {
+                outputs.push(tokens.len() as u32 - 1);
+                sampling.push(sequence.request.sampling.at(end));
+            }
+            sequences.push(SequenceRows {
+                rows: start..tokens.len(),
+                cached: sequence.cached,
+                role: share.role,
+                blocks: sequence.table.blocks(),
+            });
+        }
+        let inputs = Inputs {
+            tokens: &tokens,
+            sequences: &sequences,
+            outputs: &outputs,
+            sampling: &sampling,
+            want_logits: false,
+            want_times: self.times,
+            previous: None,
+        };
+        Ok(self.program.enqueue(&inputs)?.read()?)
+    }
+
+    /// Adds the sampled tokens to their sequences and lets finished ones go.
+    fn advance(&mut self, shares: &[Share], sampled: &[u32]) -> Vec<Event> {
+        let mut events = Vec::new();
+        let mut sampled = sampled.iter();
+        for share in shares {
+            let sequence = &mut self.scheduler.running[share.sequence];
+            sequence.cached += share.rows;
+            if sequence.cached < sequence.tokens.len() {
+                continue;
+            }
+            let Some(&token) = sampled.next() else { break };
+            sequence.tokens.push(token);
+            let finish = if sequence.request.stop_tokens.contains(&token) {
+                Some(Finish::Stop)
+            } else if sequence.generated() >= sequence.request.max_tokens {
+                Some(Finish::Length)
+            } else {
+                None
+            };
+            events.push(Event { sequence: sequence.id, token, finish });
+        }
+        for event in events.iter().filter(|event| event.finish.is_some()) {
+            self.scheduler.remove(event.sequence);
+        }
+        events
+    }
+
+    /// The logits of every token of a prompt, as a prefill computes them: `sink` gets rows of
+    /// `[vocabulary]` in order, some at a time.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`], and where too few cache blocks are free beside running sequences.
+    pub fn logits(
+        &mut self,
+        prompt: &[u32],
+        mut sink: impl FnMut(&[f32]) -> Result<(), RuntimeError>,
+    ) -> Result<(), RuntimeError> {
+        /// Rows a step: their logits are held at once, 33 MB for a vocabulary of 128 k.
+        const ROWS: usize = 64;
+        self.check_prompt(prompt)?;
+        let limits = Limits { tokens: ROWS, outputs: ROWS, sequences: 1 };
+        let precision = self.program.info().precision;
+        let options = CompileOptions { limits, precision, poison: false };
+        let mut program = self.backend.compile(&self.graph, &self.bindings, &options)?;
+        let mut table = crate::attention::BlockTable::default();
+        let Scheduler { block_tokens, blocks, .. } = &mut self.scheduler;
+        if !table.grow(prompt.len(), *block_tokens, blocks) {
+            return Err(RuntimeError::Request(
+                "the KV cache is full; wait for running sequences".into(),
+            ));
+        }
+        let mut result = Ok(());
+        for (at, chunk) in prompt.chunks(ROWS).enumerate() {
+            let tokens: Vec<Token> = chunk.iter().map(|&id| Token::Id(id)).collect();
+            let rows: Vec<u32> = (0..chunk.len() as u32).collect();
+            let sequence = SequenceRows {
+                rows: 0..chunk.len(),
+                cached: at * ROWS,
+                role: Role::Prefill,
+                blocks: table.blocks(),
+            };
+            let inputs = Inputs {
+                tokens: &tokens,
+                sequences: &[sequence],
+                outputs: &rows,
+                sampling: &[],
+                want_logits: true,
+                want_times: false,
+                previous: None,
+            };
+            let step = program.enqueue(&inputs).and_then(|step| step.read());
+            result = step.map_err(RuntimeError::from).and_then(|output| sink(&output.logits));
+            if result.is_err() {
+                break;
+            }
+        }
+        table.release(&mut self.scheduler.blocks);
+        result
+    }
+}

@@ -1,0 +1,70 @@
+//! What can go wrong between a model file and its tokens.
+
+use realm_core::{backend::BackendError, graph::GraphError};
+use realm_gguf::GgufError;
+use realm_tokenizer::TokenizerError;
+
+/// Any failure of the runtime, in one line that says what, where and what to do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RuntimeError {
+    /// The model file cannot be read.
+    #[error(transparent)]
+    File(#[from] GgufError),
+    /// The file's tokenizer cannot be used.
+    #[error("{path}: {source}")]
+    Tokenizer {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        source: TokenizerError,
+    },
+    /// An architecture that Realm has no model for.
+    #[error("{path}: architecture {architecture:?} is not supported; supported are {supported}")]
+    Architecture {
+        /// The file.
+        path: String,
+        /// What the file says.
+        architecture: String,
+        /// Names of those there are.
+        supported: String,
+    },
+    /// Metadata or tensors that make no model.
+    #[error("{path}: {problem}")]
+    Model {
+        /// The file.
+        path: String,
+        /// What, where, and what was expected.
+        problem: String,
+    },
+    /// A graph that does not fit together; shapes in the file contradict one another.
+    #[error("{path}: {source}")]
+    Graph {
+        /// The file.
+        path: String,
+        /// The node.
+        source: GraphError,
+    },
+    /// The device refused or failed.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// No device as asked for.
+    #[error("{0}")]
+    Device(String),
+    /// Weights, cache and work memory do not fit.
+    #[error("{0}")]
+    Memory(String),
+    /// A prompt and its continuation do not fit the context.
+    #[error(
+        "the prompt has {prompt} tokens, the context holds {context}; shorten it or raise --ctx"
+    )]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that fit.
+        context: usize,
+    },
+    /// A request that cannot be run.
+    #[error("{0}")]
+    Request(String),
+}

@@ -1,0 +1,66 @@
+//! A model file, read but not yet on a device.
+
+use std::path::Path;
+
+use realm_core::Graph;
+use realm_gguf::GgufFile;
+use realm_tokenizer::Tokenizer;
+
+use crate::{RuntimeError, models, vocab};
+
+/// A model file: its graph, its tensors (mapped) and, where it has one, its tokenizer.
+pub struct Model {
+    file: GgufFile,
+    built: models::Built,
+}
+
+impl Model {
+    /// Reads a GGUF file's metadata and builds its graph. No tensor is read.
+    ///
+    /// # Errors
+    /// A file that is damaged, or of an architecture that is not known.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, RuntimeError> {
+        let file = GgufFile::open(path)?;
+        let built = models::build(&file)?;
+        Ok(Self { file, built })
+    }
+
+    /// The file.
+    pub fn file(&self) -> &GgufFile {
+        &self.file
+    }
+
+    /// The plain graph, before fusion.
+    pub fn graph(&self) -> &Graph {
+        &self.built.graph
+    }
+
+    /// Tokens that the model knows.
+    pub fn vocabulary(&self) -> usize {
+        self.built.vocabulary
+    }
+
+    /// Longest context that it was trained for.
+    pub fn context(&self) -> usize {
+        self.built.context
+    }
+
+    /// The file's tokenizer.
+    ///
+    /// # Errors
+    /// Where the file has none, or one that is not supported, or more tokens than the model.
+    pub fn tokenizer(&self) -> Result<Tokenizer, RuntimeError> {
+        let tokenizer = vocab::tokenizer(&self.file)?;
+        if tokenizer.vocab_size() > self.built.vocabulary {
+            return Err(RuntimeError::Model {
+                path: self.file.path().display().to_string(),
+                problem: format!(
+                    "the tokenizer has {} tokens, the model knows {}",
+                    tokenizer.vocab_size(),
+                    self.built.vocabulary
+                ),
+            });
+        }
+        Ok(tokenizer)
+    }
+}

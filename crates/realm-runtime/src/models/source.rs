@@ -1,0 +1,151 @@
+//! A model file as an architecture's function sees it: typed settings and weights of expected shapes.
+
+use realm_core::{
+    DType,
+    graph::{GraphBuilder, Weight, WeightInfo},
+};
+use realm_gguf::{GgufFile, TensorInfo};
+
+use crate::RuntimeError;
+
+/// Metadata and tensors of one file.
+pub struct Source<'a> {
+    file: &'a GgufFile,
+    architecture: &'a str,
+}
+
+impl<'a> Source<'a> {
+    /// The file, whose settings stand under `architecture.`.
+    pub fn new(file: &'a GgufFile, architecture: &'a str) -> Self {
+        Self { file, architecture }
+    }
+
+    /// An error at this file.
+    pub fn error(&self, problem: impl Into<String>) -> RuntimeError {
+        RuntimeError::Model {
+            path: self.file.path().display().to_string(),
+            problem: problem.into(),
+        }
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.architecture)
+    }
+
+    /// A positive integer setting.
+    ///
+    /// # Errors
+    /// Where it is missing, no integer or zero.
+    pub fn size(&self, name: &str) -> Result<usize, RuntimeError> {
+        let key = self.key(name);
+        let value: u32 = self.file.metadata().get(&key)?;
+        if value == 0 { Err(self.error(format!("{key} is 0"))) } else { Ok(value as usize) }
+    }
+
+    /// A positive integer setting, or what holds where the file has none.
+    ///
+    /// # Errors
+    /// Where it is no integer or zero.
+    pub fn size_or(&self, name: &str, default: usize) -> Result<usize, RuntimeError> {
+        if self.file.metadata().value(&self.key(name)).is_none() {
+            Ok(default)
+        } else {
+            self.size(name)
+        }
+    }
+
+    /// A number setting; `None` where the file has none.
+    ///
+    /// # Errors
+    /// Where it is no finite number.
+    pub fn number(&self, name: &str) -> Result<Option<f64>, RuntimeError> {
+        let key = self.key(name);
+        let value: Option<f32> = self.file.metadata().find(&key)?;
+        match value {
+            Some(value) if !value.is_finite() => Err(self.error(format!("{key} is {value}"))),
+            value => Ok(value.map(f64::from)),
+        }
+    }
+
+    /// A text setting; `None` where the file has none.
+    ///
+    /// # Errors
+    /// Where it is no text.
+    pub fn text(&self, name: &str) -> Result<Option<&'a str>, RuntimeError> {
+        Ok(self.file.metadata().find(&self.key(name))?)
+    }
+
+    fn declare(
+        &self,
+        graph: &mut GraphBuilder,
+        tensor: &TensorInfo,
+        [rows, cols]: [usize; 2],
+    ) -> Result<Weight, RuntimeError> {
+        let name = tensor.name();
+        if tensor.rows() != rows || tensor.cols() != cols {
+            return Err(self.error(format!(
+                "tensor {name} is [{}, {}], [{rows}, {cols}] is expected",
+                tensor.rows(),
+                tensor.cols()
+            )));
+        }
+        let dtype = tensor.dtype().ok_or_else(|| {
+            let known = DType::ALL.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ");
+            self.error(format!(
+                "tensor {name} has type {} ({}), which cannot be computed with; requantize it to one of {known}",
+                tensor.type_name(),
+                tensor.type_id()
+            ))
+        })?;
+        Ok(graph.weight(WeightInfo { name: name.into(), rows, cols, dtype }))
+    }
+
+    /// A weight of the given shape `[rows, cols]`.
+    ///
+    /// # Errors
+    /// Where it is missing, of another shape or of a type that is not known.
+    pub fn weight(
+        &self,
+        graph: &mut GraphBuilder,
+        name: &str,
+        shape: [usize; 2],
+    ) -> Result<Weight, RuntimeError> {
+        self.declare(graph, self.file.require(name)?, shape)
+    }
+
+    /// A weight that a file may lack.
+    ///
+    /// # Errors
+    /// Where it is of another shape or of a type that is not known.
+    pub fn optional(
+        &self,
+        graph: &mut GraphBuilder,
+        name: &str,
+        shape: [usize; 2],
+    ) -> Result<Option<Weight>, RuntimeError> {
+        self.file.tensor(name).map(|tensor| self.declare(graph, tensor, shape)).transpose()
+    }
+
+    /// Rows of a tensor: the vocabulary, of an embedding table.
+    ///
+    /// # Errors
+    /// Where it is missing.
+    pub fn rows(&self, name: &str) -> Result<usize, RuntimeError> {
+        Ok(self.file.require(name)?.rows())
+    }
+
+    /// The values of a small tensor that a file may lack, such as rope divisors.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn values(&self, name: &str) -> Result<Option<Vec<f32>>, RuntimeError> {
+        let Some(tensor) = self.file.tensor(name) else { return Ok(None) };
+        let data = tensor.data()?;
+        let mut values = vec![0.0; tensor.elements()];
+        let dtype = tensor
+            .dtype()
+            .ok_or_else(|| self.error(format!("tensor {name} has an unknown type")))?;
+        dtype.decode(&data, &mut values);
+        Ok(Some(values))
+    }
+}
