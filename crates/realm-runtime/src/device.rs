@@ -84,7 +84,7 @@ pub fn list(options: &DeviceOptions) -> Vec<Report> {
 
 /// The GPU backends in the order in which `auto` tries them.
 fn gpus() -> [Probe; 2] {
-    [realm_compute_gpu::probe_cuda(), realm_compute_gpu::probe_wgpu()]
+    realm_compute_gpu::probe()
 }
 
 fn reports_of(probe: &Probe) -> Vec<Report> {
@@ -95,7 +95,7 @@ fn reports_of(probe: &Probe) -> Vec<Report> {
                 name: device.name.clone(),
                 description: device.description.clone(),
                 memory: device.memory,
-                obstacle: device.obstacle.clone(),
+                obstacle: device.usable.as_ref().err().map(ToString::to_string),
             })
             .collect(),
         Err(reason) => vec![Report {
@@ -121,7 +121,9 @@ pub fn open(options: &DeviceOptions) -> Result<Device, RuntimeError> {
         "cpu" => Ok(on_cpu(options, Vec::new())),
         "cuda" | "wgpu" => Err(RuntimeError::Device(format!(
             "--device {wanted}: {}; `realm devices` lists what there is",
-            obstacles(|report| report.name == wanted || report.name.split(':').next() == Some(wanted))
+            obstacles(
+                |report| report.name == wanted || report.name.split(':').next() == Some(wanted)
+            )
         ))),
         "auto" => {
             let causes = obstacles(|_| true);

@@ -200,7 +200,7 @@ impl Engine {
             ));
         }
         let (prompt, context) = (request.prompt.len(), self.context());
-        if prompt + request.max_tokens - 1 > context {
+        if prompt.saturating_add(request.max_tokens - 1) > context {
             return Err(RuntimeError::Request(format!(
                 "{prompt} prompt tokens and {} more exceed the context of {context}; raise --ctx or ask for fewer",
                 request.max_tokens

@@ -19,3 +19,4 @@ pub use engine::{Engine, EngineOptions, Event, Finish, Request, SequenceId};
 pub use error::RuntimeError;
 pub use model::Model;
 pub use sampler::SamplingParams;
+pub use vocab::tokenizer;

@@ -20,7 +20,14 @@ impl Model {
     /// # Errors
     /// A file that is damaged, or of an architecture that is not known.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, RuntimeError> {
-        let file = GgufFile::open(path)?;
+        Self::new(GgufFile::open(path)?)
+    }
+
+    /// Builds the graph of a file that is open already.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn new(file: GgufFile) -> Result<Self, RuntimeError> {
         let built = models::build(&file)?;
         Ok(Self { file, built })
     }

@@ -1,8 +1,8 @@
 //! Text to token ids and back, for the vocabularies that GGUF files carry.
 //!
-//! The caller reads the metadata into a [`Vocab`] and builds a [`Tokenizer`] from it. GGUF files are made for
-//! llama.cpp, so its ids are the right ones: where Hugging Face's `tokenizers` would give others, this
-//! crate goes its own way.
+//! The caller reads the metadata into a [`Vocab`] and builds a [`Tokenizer`] from it. GGUF files are
+//! made for llama.cpp, so its ids are the right ones: where Hugging Face's `tokenizers` would give
+//! others, this crate goes its own way.
 //!
 //! | kind (`tokenizer.ggml.model`) | what it is | merging by |
 //! |---|---|---|

@@ -6,8 +6,8 @@
 //! automaton, linear in the text, and the look-ahead is played by hand: a run of white space that is
 //! followed by something else gives its last character back.
 //!
-//! What is a letter, a number or punctuation is asked of Unicode 15.1, the version of llama.cpp's tables:
-//! characters that are younger are none of these.
+//! What is a letter, a number or punctuation is asked of Unicode 15.1, the version of llama.cpp's
+//! tables: characters that are younger are none of these.
 
 use std::ops::Range;
 

@@ -1,10 +1,10 @@
 //! SentencePiece-BPE, the kind `llama`: merging by the score of the token that comes out.
 //!
-//! Own code, because Hugging Face's `BPE` merges by ranked pairs, which these vocabularies do not have.
-//! Its pairs can be guessed from the scores, but ties between equal scores, and unused or user-defined
-//! tokens as the result of a merge, then come out differently from llama.cpp, whose ids files are made for
-//! (`llm_tokenizer_spm_session` in `src/llama-vocab.cpp`; SentencePiece's own `bpe_model.cc` has the same
-//! algorithm).
+//! Own code, because Hugging Face's `BPE` merges by ranked pairs of tokens, which these vocabularies do
+//! not have. Pairs made up from the scores give other ids than llama.cpp, for which the files are made:
+//! of equal scores the lower rank would go first, not the leftmost, and a character that is no
+//! token by itself could not take part in a merge. The algorithm is that of SentencePiece's
+//! `bpe_model.cc`, as llama.cpp has it (`llm_tokenizer_spm_session` in `src/llama-vocab.cpp`).
 
 use std::{
     cmp::Ordering,
@@ -83,8 +83,9 @@ pub(crate) struct Spm {
     bytes: Box<[Option<u32>; 256]>,
     /// Length in bytes of the longest token.
     longest: usize,
-    /// All pairs of characters that stand side by side in some token. Between any others nothing can
-    /// ever merge, so a text falls apart there, mostly into words: short queues instead of one long one.
+    /// All pairs of characters that stand side by side in some token. Between any others nothing
+    /// can ever merge, so a text falls apart there, mostly into words: short queues instead of one
+    /// long one.
     joints: HashSet<(char, char)>,
     /// Whether a text gets a space in front.
     pub(crate) space_prefix: bool,
@@ -109,7 +110,7 @@ impl Spm {
         Self { scores, bytes: Box::new(bytes), longest, joints, space_prefix }
     }
 
-    /// Appends the ids of `text`, which starts a text or follows a special token where `at_start` is set.
+    /// Appends the ids of `text`; `at_start`: it starts a text or follows a special token.
     pub(crate) fn encode(
         &self,
         ids: &HashMap<Box<str>, u32>,

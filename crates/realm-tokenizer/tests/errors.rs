@@ -93,7 +93,8 @@ fn ids_out_of_range() {
 
 #[test]
 fn tolerated() {
-    // No types: all normal. An empty token gets a name. A merge given twice counts where it first stands.
+    // No types: all normal. An empty token gets a name. A merge given twice counts where it first
+    // stands.
     let mut vocab = small::byte_level("gpt-2");
     vocab.types.clear();
     vocab.tokens[0].clear();
@@ -102,9 +103,21 @@ fn tolerated() {
     assert_eq!(tokenizer.token_text(0), Some("[EMPTY_0]"));
     assert_eq!(tokenizer.token_type(0), Some(TokenType::Normal));
     let ids = tokenizer.encode(" the\0the", EncodeOptions::default()).unwrap();
-    let texts: Vec<&str> = ids.iter().map(|&id| tokenizer.token_text(id).unwrap()).collect();
-    // The byte 0 now has no token: left out, and what stands on its two sides does not merge.
-    assert_eq!(texts, ["Ġthe", "t", "he"]);
+    assert_eq!(texts(&tokenizer, &ids), ["Ġthe", "t", "he"]);
+}
+
+#[test]
+fn bytes_without_a_token_are_left_out() {
+    let mut vocab = small::byte_level("gpt-2");
+    vocab.tokens[usize::from(b'x')] = "nothing".into();
+    let tokenizer = Tokenizer::new(vocab).unwrap();
+    let ids = tokenizer.encode("thex hxe xx", EncodeOptions::default()).unwrap();
+    // What stands on the two sides of one does not merge.
+    assert_eq!(texts(&tokenizer, &ids), ["t", "he", "Ġ", "h", "e", "Ġ"]);
+}
+
+fn texts<'t>(tokenizer: &'t Tokenizer, ids: &[u32]) -> Vec<&'t str> {
+    ids.iter().map(|&id| tokenizer.token_text(id).unwrap()).collect()
 }
 
 #[test]

@@ -27,7 +27,8 @@ fn check(model: &str, parse_special: bool) {
     };
     let ours = common::tokenizer(&folder.join("model-f32.gguf"));
     let theirs = huggingface(&folder.join("tokenizer.json"));
-    let markup = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi <|eot_id|> there<|endoftext|>";
+    let markup = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nHi <|eot_id|> \
+                  there<|endoftext|>";
     let texts = SENTENCES.iter().chain(parse_special.then_some(&markup));
     for text in texts {
         let ids = ours.encode(text, EncodeOptions { add_special: false, parse_special }).unwrap();

@@ -30,13 +30,19 @@ fn tokenizers() -> &'static [Tokenizer] {
 fn texts() -> impl Strategy<Value = String> {
     let part = prop_oneof![
         4 => prop::sample::select(vec![
-            "a", "b", "aa", "ab", " ", "  ", "    ", " the", "he", "t", "\n", "\n\n", "\r\n", "12", "é", "😀",
-            "▁", "'s", "<|bos|>", "<user>", "<0x41>", "\u{301}", "...",
+            "a", "b", "aa", "ab", " ", "  ", "    ", " the", "he", "t", "x", "\n", "\n\n", "\r\n",
+            "12", "é", "😀", "▁", "'s", "<|bos|>", "<user>", "<0x41>", "\u{301}", "...",
         ]).prop_map(str::to_owned),
         1 => any::<char>().prop_map(String::from),
         1 => any::<String>(),
     ];
     prop::collection::vec(part, 0..24).prop_map(|parts| parts.concat())
+}
+
+#[test]
+fn one_tokenizer_serves_all_threads() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    shared(&tokenizers()[0]);
 }
 
 fn decoded(tokenizer: &Tokenizer, ids: &[u32], options: DecodeOptions) -> String {
@@ -58,8 +64,8 @@ proptest! {
             let continuation = DecodeOptions { continuation: true, ..DecodeOptions::default() };
             let back = tokenizer.decode(&ids, continuation).unwrap();
             if tokenizer.adds_space_prefix() {
-                // One space stands before the text and after each user-defined token, unless the text ends there;
-                // and U+2581 is this vocabulary's way to write a space.
+                // One space stands before the text and after each user-defined token, unless the
+                // text ends there; and U+2581 is this vocabulary's way to write a space.
                 let expected = text.replace('▁', " ").split("<user>").map(|part| {
                     if part.is_empty() { String::new() } else { format!(" {part}") }
                 }).collect::<Vec<_>>().join("<user>");
@@ -79,7 +85,8 @@ proptest! {
         let ids = tokenizer.encode(&text, MARKUP).unwrap();
         let count = |id| ids.iter().filter(|&&found| found == id).count();
         prop_assert_eq!(count(tokenizer.bos().unwrap()), text.matches("<|bos|>").count());
-        prop_assert_eq!(count(tokenizer.token_id("<user>").unwrap()), text.matches("<user>").count());
+        let user = tokenizer.token_id("<user>").unwrap();
+        prop_assert_eq!(count(user), text.matches("<user>").count());
         let shown = DecodeOptions { special: true, ..DecodeOptions::default() };
         prop_assert_eq!(&tokenizer.decode(&ids, shown).unwrap(), &text);
         let hidden = tokenizer.decode(&ids, DecodeOptions::default()).unwrap();
@@ -93,7 +100,8 @@ proptest! {
         continuation: bool,
     ) {
         for tokenizer in tokenizers() {
-            let ids: Vec<u32> = seeds.iter().map(|seed| seed.index(tokenizer.vocab_size()) as u32).collect();
+            let size = tokenizer.vocab_size();
+            let ids: Vec<u32> = seeds.iter().map(|seed| seed.index(size) as u32).collect();
             let options = DecodeOptions { special, continuation };
             let mut bytes = Vec::new();
             let mut first = !continuation && tokenizer.adds_space_prefix();
@@ -163,7 +171,7 @@ fn long_texts_take_no_quadratic_time() {
             assert!(!ids.is_empty() && ids.len() <= text.len() * 2);
         }
     }
-    // 40 texts of 200 kB: some two seconds without optimisation; 4·10¹⁰ steps for a single one if quadratic.
+    // 40 texts of 200 kB: some two seconds without optimisation. If quadratic, 4·10¹⁰ steps for one.
     assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
 }
 

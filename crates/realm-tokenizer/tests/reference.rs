@@ -58,7 +58,8 @@ fn gpt_2() {
     check("gpt-2");
 }
 
-/// Texts with markup, `add_special` and `parse_special` being true; ids recorded from llama.cpp 0c1e57098.
+/// Texts with markup, `add_special` and `parse_special` being true; the ids were recorded from
+/// llama.cpp 0c1e57098.
 fn check_markup(name: &str, change: impl FnOnce(&mut Vocab), cases: &[(&str, &[u32])]) {
     let Some(root) = common::reference() else { return };
     let mut vocab = common::vocab(&root.join(format!("vocab/ggml-vocab-{name}.gguf")));
@@ -130,12 +131,13 @@ fn gpt_2_without_pre_tokenizer() {
 fn ends_of_generation() {
     let Some(root) = common::reference() else { return };
     for (name, ends) in [
-        ("llama-spm", vec![2]),
-        ("phi-3", vec![2, 32000, 32007]),
-        ("llama-bpe", vec![128001, 128009]),
-        ("gpt-2", vec![50256]),
+        ("vocab/ggml-vocab-llama-spm", vec![2]),
+        ("vocab/ggml-vocab-phi-3", vec![2, 32000, 32007]),
+        ("vocab/ggml-vocab-llama-bpe", vec![128001, 128009]),
+        ("vocab/ggml-vocab-gpt-2", vec![50256]),
+        ("models/llama-256/model-f32", vec![508, 511]),
     ] {
-        let tokenizer = common::tokenizer(&root.join(format!("vocab/ggml-vocab-{name}.gguf")));
+        let tokenizer = common::tokenizer(&root.join(format!("{name}.gguf")));
         assert_eq!(tokenizer.end_of_generation(), ends, "{name}");
     }
 }

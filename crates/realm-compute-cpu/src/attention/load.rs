@@ -8,6 +8,18 @@ use std::ops::Range;
 /// Elements of a head that share a scale in Q8_0 tiles.
 const SCALED: usize = 32;
 
+/// Bytes fetched together.
+const LINE: usize = 64;
+
+/// Asks for the tile that is decoded next, while this one is computed with: blocks lie scattered, so
+/// the processor cannot guess.
+#[inline(always)]
+pub(super) fn prefetch<S: Simd>(simd: S, tile: &[u8]) {
+    for line in tile.chunks(LINE) {
+        simd.prefetch(line);
+    }
+}
+
 /// Decodes columns `tokens` of a tile of keys into `out`, `[head_dim][KV_BLOCK_TOKENS]`; columns
 /// beside them may be decoded too.
 #[inline(always)]

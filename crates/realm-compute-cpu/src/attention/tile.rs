@@ -42,7 +42,8 @@ impl QueryTile<'_> {
     #[inline(always)]
     pub(super) fn attend<S: Simd>(&self, simd: S, keys: Range<usize>, scratch: &mut Scratch<'_>) {
         self.gather(scratch);
-        for tile in keys.start / KV_BLOCK_TOKENS..keys.end.div_ceil(KV_BLOCK_TOKENS) {
+        let tiles = keys.start / KV_BLOCK_TOKENS..keys.end.div_ceil(KV_BLOCK_TOKENS);
+        for tile in tiles.clone() {
             let seen = self.spans(tile, &keys, scratch.spans);
             if seen.start >= seen.end {
                 continue;
@@ -51,6 +52,11 @@ impl QueryTile<'_> {
             let block = self.sequence.blocks[tile];
             let keys = self.cache.tile(self.layer, Part::Key, block, self.kv_head);
             load::keys(simd, kv_type, keys, seen.clone(), scratch.keys);
+            if tile + 1 < tiles.end {
+                let next = self.sequence.blocks[tile + 1];
+                load::prefetch(simd, self.cache.tile(self.layer, Part::Key, next, self.kv_head));
+                load::prefetch(simd, self.cache.tile(self.layer, Part::Value, next, self.kv_head));
+            }
             scores(simd, scratch, head_dim);
             for row in 0..scratch.spans.len() {
                 softmax(simd, scratch, row, self.spec.soft_cap);

@@ -7,8 +7,8 @@ use realm_conformance::{cases, random::Random, run};
 use realm_core::{
     Bytes, DType,
     backend::{
-        Backend, Bindings, BlockId, CompileOptions, Inputs, KvSpec, KvType, Limits, Precision, Role,
-        SequenceRows, Token,
+        Backend, Bindings, BlockId, CompileOptions, Inputs, KvSpec, KvType, Limits, Precision,
+        Role, SequenceRows, Token,
     },
     graph::{
         GraphBuilder, KvLayer, WeightInfo,
@@ -49,19 +49,22 @@ fn averages(mask: Mask, steps: &[(usize, usize, Role)], backend: &dyn Backend) -
     const TOKENS: usize = 12;
     let mut graph = GraphBuilder::new();
     let mut weights: Vec<Bytes> = Vec::new();
-    let mut table = |graph: &mut GraphBuilder, name: &str, cols: usize, value: fn(usize, usize) -> f32| {
-        let values = (0..TOKENS).flat_map(|t| (0..cols).flat_map(move |c| value(t, c).to_le_bytes()));
-        weights.push(values.collect::<Vec<u8>>().into());
-        let info = WeightInfo { name: name.into(), rows: TOKENS, cols, dtype: DType::F32 };
-        let weight = graph.weight(info);
-        graph.embed(weight)
-    };
+    let mut table =
+        |graph: &mut GraphBuilder, name: &str, cols: usize, value: fn(usize, usize) -> f32| {
+            let values =
+                (0..TOKENS).flat_map(|t| (0..cols).flat_map(move |c| value(t, c).to_le_bytes()));
+            weights.push(values.collect::<Vec<u8>>().into());
+            let info = WeightInfo { name: name.into(), rows: TOKENS, cols, dtype: DType::F32 };
+            let weight = graph.weight(info);
+            graph.embed(weight)
+        };
     let q = table(&mut graph, "q", 8, |_, _| 1.0);
     let k = table(&mut graph, "k", 4, |_, _| 0.0);
     let v = table(&mut graph, "v", 4, |t, c| 10.0 * t as f32 + (c / 2) as f32);
     let layer = graph.kv_layer(KvLayer { heads: 2, head_dim: 2 });
     graph.kv_write(layer, k, v);
-    let spec = AttentionSpec { heads: 4, head_dim: 2, scale: 1.0, mask, soft_cap: None, sinks: None };
+    let spec =
+        AttentionSpec { heads: 4, head_dim: 2, scale: 1.0, mask, soft_cap: None, sinks: None };
     let attended = graph.attention(layer, q, spec);
     let output = graph.gather_rows(attended);
     let graph = graph.finish(output).unwrap();
@@ -69,7 +72,8 @@ fn averages(mask: Mask, steps: &[(usize, usize, Role)], backend: &dyn Backend) -
     let block_tokens = backend.info().kv_block_tokens;
     let kv_type = KvType::F32;
     let spec = KvSpec { layers: graph.kv().to_vec(), kv_type, blocks: 3, block_tokens };
-    let load = |(info, data): (&WeightInfo, &Bytes)| backend.load_weight(info, data.clone()).unwrap();
+    let load =
+        |(info, data): (&WeightInfo, &Bytes)| backend.load_weight(info, data.clone()).unwrap();
     let weights = graph.weights().iter().zip(&weights).map(load).collect();
     let bindings = Bindings { weights, kv: backend.kv_pool(&spec).unwrap() };
     let limits = Limits { tokens: TOKENS, outputs: TOKENS, sequences: 1 };
@@ -111,7 +115,10 @@ fn assert_means(mask: Mask, expected: impl Fn(usize) -> std::ops::Range<usize>) 
         for (position, row) in rows.iter().enumerate() {
             for (found, expected) in row.iter().zip(mean(expected(position))) {
                 let name = &backend.info().name;
-                assert!((found - expected).abs() < 1e-4, "{name} at {position}: {row:?}, {expected}");
+                assert!(
+                    (found - expected).abs() < 1e-4,
+                    "{name} at {position}: {row:?}, {expected}"
+                );
             }
         }
     }

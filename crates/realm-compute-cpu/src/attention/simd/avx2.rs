@@ -69,6 +69,12 @@ _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)) }
     }
 
     #[inline(always)]
+    fn prefetch(self, from: &[u8]) {
+        // SAFETY: prefetching changes nothing, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m256, b: __m256) -> __m256 {
         // SAFETY: the proof says that the instructions exist.
         unsafe { _mm256_add_ps(a, b) }

@@ -70,6 +70,12 @@ _mm256_storeu_si256(to.as_mut_ptr().cast(), half); }
     }
 
     #[inline(always)]
+    fn prefetch(self, from: &[u8]) {
+        // SAFETY: prefetching changes nothing, wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the proof says that the instructions exist.
         unsafe { _mm512_add_ps(a, b) }

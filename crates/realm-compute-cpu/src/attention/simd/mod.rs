@@ -62,6 +62,9 @@ pub(crate) trait Simd: Copy {
     /// Rounds to half precision, ties to even, and writes `2 · LANES` bytes.
     fn store_f16(self, v: Self::F, to: &mut [u8]);
 
+    /// Asks for the cache line where the bytes start.
+    fn prefetch(self, from: &[u8]);
+
     /// `a + b`.
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a − b`.

@@ -74,6 +74,9 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, _from: &[u8]) {}
+
+    #[inline(always)]
     fn add(self, a: F, b: F) -> F {
         each(|i| a[i] + b[i])
     }

@@ -1,0 +1,74 @@
+//! A small Llama file with random weights, in memory.
+
+use std::io::Write;
+
+use realm_conformance::random::Random;
+use realm_core::DType;
+use realm_gguf::{GgufFile, GgufWriter};
+use realm_runtime::Model;
+
+pub(crate) const VOCABULARY: usize = 61;
+pub(crate) const CONTEXT: usize = 200;
+
+const HIDDEN: usize = 64;
+const FEED_FORWARD: usize = 96;
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+const HEAD_DIM: usize = 16;
+const LAYERS: usize = 2;
+
+/// Name and shape `[cols, rows]` of all tensors; vectors have one dimension.
+fn tensors() -> Vec<(String, Vec<usize>)> {
+    let mut list = vec![("token_embd.weight".into(), vec![HIDDEN, VOCABULARY])];
+    for layer in 0..LAYERS {
+        let mut add = |name: &str, shape: &[usize]| {
+            list.push((format!("blk.{layer}.{name}"), shape.to_vec()))
+        };
+        add("attn_norm.weight", &[HIDDEN]);
+        add("attn_q.weight", &[HIDDEN, HEADS * HEAD_DIM]);
+        add("attn_q.bias", &[HEADS * HEAD_DIM]);
+        add("attn_k.weight", &[HIDDEN, KV_HEADS * HEAD_DIM]);
+        add("attn_v.weight", &[HIDDEN, KV_HEADS * HEAD_DIM]);
+        add("attn_output.weight", &[HEADS * HEAD_DIM, HIDDEN]);
+        add("ffn_norm.weight", &[HIDDEN]);
+        add("ffn_gate.weight", &[HIDDEN, FEED_FORWARD]);
+        add("ffn_up.weight", &[HIDDEN, FEED_FORWARD]);
+        add("ffn_down.weight", &[FEED_FORWARD, HIDDEN]);
+    }
+    list.push(("output_norm.weight".into(), vec![HIDDEN]));
+    list
+}
+
+/// The file's writer, before tensors are added.
+pub(crate) fn writer() -> GgufWriter {
+    let mut writer = GgufWriter::new();
+    writer.set("general.architecture", "llama").unwrap();
+    for (key, value) in [
+        ("block_count", LAYERS),
+        ("context_length", CONTEXT),
+        ("embedding_length", HIDDEN),
+        ("feed_forward_length", FEED_FORWARD),
+        ("attention.head_count", HEADS),
+        ("attention.head_count_kv", KV_HEADS),
+    ] {
+        writer.set(&format!("llama.{key}"), value as u32).unwrap();
+    }
+    writer
+}
+
+/// A model with random weights of `dtype`, tied embeddings and a bias on its queries.
+pub(crate) fn model(seed: u64, dtype: DType) -> Model {
+    let mut writer = writer();
+    for (name, shape) in tensors() {
+        let dtype = if shape.len() == 1 { DType::F32 } else { dtype };
+        writer.tensor(&name, &shape, dtype).unwrap();
+    }
+    let mut random = Random::new(seed);
+    let bytes = writer.to_bytes(|plan, out: &mut dyn Write| {
+        let (cols, rows) = (plan.shape()[0], plan.shape()[1..].iter().product());
+        let deviation =
+            if plan.name() == "token_embd.weight" { 1.0 } else { 1.5 / (cols as f32).sqrt() };
+        out.write_all(&random.matrix(rows, cols, plan.dtype(), deviation))
+    });
+    Model::new(GgufFile::parse(bytes.unwrap()).unwrap()).unwrap()
+}
