@@ -52,6 +52,9 @@ pub(crate) enum Command {
     /// Measure the speed of prompts and of generation, beside the machine's limits
     Bench(BenchArgs),
     /// Show a file's metadata, its tensors and the memory it will take, without loading it
+    ///
+    /// Works on every GGUF file: of an architecture that Realm does not know, or of one with a
+    /// vocabulary alone, it shows metadata and tensors and says why there is no memory plan.
     Inspect(InspectArgs),
     /// List the devices: what each can do, or why it cannot be used
     Devices(DevicesArgs),
@@ -60,6 +63,9 @@ pub(crate) enum Command {
     /// Turn token ids into text
     Detokenize(DetokenizeArgs),
     /// Write the logits of a prompt to a NumPy file
+    ///
+    /// The file is a float32 array of shape [tokens, vocabulary]; row i holds the logits of the
+    /// token that follows token i. All tokens are computed as a prompt is.
     Logits(LogitsArgs),
     /// Write a model file with random weights, for measurements
     Synth(SynthArgs),

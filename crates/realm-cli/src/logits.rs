@@ -15,9 +15,6 @@ use crate::{
 };
 
 /// Options of `realm logits`.
-///
-/// The file is a float32 array of shape [tokens, vocabulary]; row i holds the logits of the token
-/// that follows token i. All tokens are computed as a prompt is.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LogitsArgs {
     #[command(flatten)]

@@ -45,14 +45,14 @@ pub(crate) struct RunArgs {
     /// Most tokens to generate
     #[arg(short, long = "tokens", value_name = "N", default_value = "256")]
     n: NonZeroUsize,
-    #[command(flatten)]
-    sampling: SamplingArgs,
     /// Go on after a token that ends the text
     #[arg(long)]
     ignore_eos: bool,
     /// Write the ids of the generated tokens in place of their text
     #[arg(long)]
     print_ids: bool,
+    #[command(flatten)]
+    sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
@@ -294,7 +294,7 @@ impl Figures {
         console::say("");
         console::say(format_args!("prompt     {}", self.prompt));
         console::say(format_args!("generated  {}{end}", self.generated));
-        console::say(format_args!("loaded     in {:.2} s", engine.load_time().as_secs_f64()));
+        console::say(format_args!("loaded     in {}", stats::seconds(engine.load_time())));
         stats::setting(engine, options).iter().for_each(console::say);
         if sampling.temperature > 0.0 && sampling.top_k != 1 {
             console::say(format_args!("seed       {}", sampling.seed));

@@ -23,9 +23,17 @@ impl fmt::Display for Speed {
         let seconds = self.time.as_secs_f64();
         if self.timed > 0 && seconds > 0.0 {
             let rate = self.timed as f64 / seconds;
-            write!(f, ", {rate:.1} tokens/s ({seconds:.2} s)")?;
+            write!(f, ", {rate:.1} tokens/s ({})", self::seconds(self.time))?;
         }
         Ok(())
+    }
+}
+
+/// A time as people read it.
+pub(crate) fn seconds(time: Duration) -> String {
+    match time.as_secs_f64() {
+        short @ ..1.0 => format!("{:.1} ms", short * 1e3),
+        long => format!("{long:.2} s"),
     }
 }
 

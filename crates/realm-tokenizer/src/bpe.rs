@@ -1,9 +1,10 @@
 //! Byte-level BPE, the kind `gpt2`: words by a pre-tokenizer, merged by ranked pairs.
 //!
-//! The merging is Hugging Face's `BPE`, which gives llama.cpp's ids: the lowest rank first, of equal
-//! ones the leftmost. The splitting is our own (see [`crate::pretokenizer`]), and so is what happens
-//! to bytes without a token, which some vocabularies have (Falcon's lacks a dozen control characters):
-//! both leave them out, but in llama.cpp what stands on their two sides does not merge.
+//! The merging is Hugging Face's `BPE`, which gives llama.cpp's ids: the lowest rank first, of
+//! equal ones the leftmost. The splitting is our own (see [`crate::pretokenizer`]), and so is what
+//! happens to bytes without a token, which some vocabularies have (Falcon's lacks a dozen control
+//! characters): both leave them out, but in llama.cpp what stands on their two sides does not
+//! merge.
 
 use std::collections::{HashMap, HashSet};
 
@@ -26,7 +27,8 @@ pub(crate) struct ByteLevelBpe {
 }
 
 impl ByteLevelBpe {
-    /// `ids` is the inverse of the vocabulary; `merges` as in [`Vocab::merges`](crate::Vocab::merges).
+    /// `ids` is the inverse of the vocabulary; `merges` as in
+    /// [`Vocab::merges`](crate::Vocab::merges).
     pub(crate) fn new(
         ids: &HashMap<Box<str>, u32>,
         merges: &[String],

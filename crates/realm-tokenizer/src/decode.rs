@@ -75,8 +75,9 @@ pub struct DecodeOptions {
 
 /// Turns ids into text as they come, never giving out half a character.
 ///
-/// `T` is `&Tokenizer`, `Arc<Tokenizer>` or a `Tokenizer` itself. All that [`push`](Self::push)
-/// and [`finish`](Self::finish) give, put together, is what [`Tokenizer::decode`] makes of the same ids.
+/// `T` is `&Tokenizer`, `Arc<Tokenizer>` or a `Tokenizer` itself. All that [`push`](Self::push) and
+/// [`finish`](Self::finish) give, put together, is what [`Tokenizer::decode`] makes of the same
+/// ids.
 #[derive(Debug, Clone)]
 pub struct DecodeStream<T> {
     tokenizer: T,

@@ -1,12 +1,12 @@
 //! Text to token ids and back, for the vocabularies that GGUF files carry.
 //!
-//! The caller reads the metadata into a [`Vocab`] and builds a [`Tokenizer`] from it. GGUF files are
-//! made for llama.cpp, so its ids are the right ones: where Hugging Face's `tokenizers` would give
-//! others, this crate goes its own way.
+//! The caller reads the metadata into a [`Vocab`] and builds a [`Tokenizer`] from it. GGUF files
+//! are made for llama.cpp, so its ids are the right ones: where Hugging Face's `tokenizers` would
+//! give others, this crate goes its own way.
 //!
 //! | kind (`tokenizer.ggml.model`) | what it is | merging by |
 //! |---|---|---|
-//! | `llama` | SentencePiece-BPE with byte fallback (Llama 2, Mistral, Phi-3) | own code, by score |
+//! | `llama` | SentencePiece-BPE with byte fallback (Llama 2, Phi-3) | own code, by score |
 //! | `gpt2` | byte-level BPE (GPT-2, Llama 3) | `tokenizers`' BPE, by rank; own splitting |
 //!
 //! Every other kind, and every pre-tokenizer (`tokenizer.ggml.pre`) that is not listed here, is an

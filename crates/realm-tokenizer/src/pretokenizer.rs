@@ -1,10 +1,10 @@
 //! Splitting a text into the words inside which byte-level BPE merges.
 //!
 //! The published patterns end in `\s+(?!\S)|\s+`. A look-ahead needs a backtracking engine, which
-//! gives up after a number of steps (Hugging Face's `Split` then silently leaves the rest of the text
-//! unsplit: wrong ids for a file of a few million spaces). So the alternatives run as patterns of one
-//! automaton, linear in the text, and the look-ahead is played by hand: a run of white space that is
-//! followed by something else gives its last character back.
+//! gives up after a number of steps (Hugging Face's `Split` then silently leaves the rest of the
+//! text unsplit: wrong ids after a million spaces in a row). So the alternatives run as patterns
+//! of one automaton, linear in the text, and the look-ahead is played by hand: a run of white space
+//! that is followed by something else gives its last character back.
 //!
 //! What is a letter, a number or punctuation is asked of Unicode 15.1, the version of llama.cpp's
 //! tables: characters that are younger are none of these.
@@ -15,15 +15,16 @@ use regex_automata::{Input, PatternID, meta::Regex};
 
 use crate::error::{TokenizerError, shown};
 
-/// One pass over the text: at each place the first alternative that matches makes a piece; what none
-/// matches makes pieces too.
+/// One pass over the text: at each place the first alternative that matches makes a piece; what
+/// none matches makes pieces too.
 struct Pass {
     alternatives: &'static [&'static str],
     /// The alternative that means `\s+(?!\S)|\s+`.
     run: Option<usize>,
 }
 
-/// A pre-tokenizer as llama.cpp knows it (`src/llama-vocab.cpp`, the table by `tokenizer.ggml.pre`).
+/// A pre-tokenizer as llama.cpp knows it (`src/llama-vocab.cpp`, the table by
+/// `tokenizer.ggml.pre`).
 struct Entry {
     names: &'static [&'static str],
     passes: &'static [&'static Pass],

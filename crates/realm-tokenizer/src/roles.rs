@@ -1,8 +1,8 @@
 //! What each token is for: which ones are markup, and which of those end a generation.
 //!
 //! GGUF files often leave this unsaid or say it wrongly, so the texts decide, as in llama.cpp
-//! (`llama_vocab::impl::load`). Where several texts of one row are in a vocabulary, the first of the
-//! row counts (llama.cpp takes the one its hash table lists first).
+//! (`llama_vocab::impl::load`). Where several texts of one row are in a vocabulary, the first of
+//! the row counts (llama.cpp takes the one its hash table lists first).
 
 use std::collections::HashMap;
 
@@ -72,7 +72,8 @@ const FILL_IN: [&[&str]; 3] = [
         "<|middle|>",
     ],
 ];
-/// Markup of fill-in-the-middle prompts that ends a generation: padding, repository, file separator.
+/// Markup of fill-in-the-middle prompts that ends a generation: padding, repository, file
+/// separator.
 const FILL_IN_ENDS: [&[&str]; 3] = [
     &["<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"],
     &["<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"],
@@ -146,7 +147,8 @@ impl Roles {
 
         let has = |text: &str| ids.get(text).copied().filter(|id| ends.contains(id));
         let mut not_ends = Vec::new();
-        // gpt-oss and Solar: `<|end|>` ends a part of the answer, `<|return|>` and the like the whole.
+        // gpt-oss and Solar: `<|end|>` ends a part of the answer, `<|return|>` and the like the
+        // whole.
         let calls = has("<|call|>").or(has("<|calls|>")).is_some();
         if let Some(end) = has("<|end|>")
             && calls

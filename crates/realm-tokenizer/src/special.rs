@@ -68,10 +68,11 @@ impl Specials {
         Ok(Self { tokens, finder, any_always })
     }
 
-    /// Cuts `text` at its special tokens: at user-defined ones alone, or with `parse_special` at all.
+    /// Cuts `text` at its special tokens: at user-defined ones alone, or with `parse_special` at
+    /// all.
     ///
-    /// As in llama.cpp, a longer token goes before a shorter one wherever they stand: the text is cut
-    /// at all places of the longest token, the rest at all places of the next, and so on.
+    /// As in llama.cpp, a longer token goes before a shorter one wherever they stand: the text is
+    /// cut at all places of the longest token, the rest at all places of the next, and so on.
     pub(crate) fn cut<'t>(&self, text: &'t str, parse_special: bool) -> Vec<Fragment<'t>> {
         let mut fragments = Vec::new();
         push_text(&mut fragments, text);

@@ -1,10 +1,11 @@
 //! SentencePiece-BPE, the kind `llama`: merging by the score of the token that comes out.
 //!
-//! Own code, because Hugging Face's `BPE` merges by ranked pairs of tokens, which these vocabularies do
-//! not have. Pairs made up from the scores give other ids than llama.cpp, for which the files are made:
-//! of equal scores the lower rank would go first, not the leftmost, and a character that is no
-//! token by itself could not take part in a merge. The algorithm is that of SentencePiece's
-//! `bpe_model.cc`, as llama.cpp has it (`llm_tokenizer_spm_session` in `src/llama-vocab.cpp`).
+//! Own code, because Hugging Face's `BPE` merges by ranked pairs of tokens, which these
+//! vocabularies do not have. Pairs made up from the scores give other ids than llama.cpp, for which
+//! the files are made: of equal scores the lower rank would go first, not the leftmost, and a
+//! character that is no token by itself could not take part in a merge. The algorithm is that of
+//! SentencePiece's `bpe_model.cc`, as llama.cpp has it (`llm_tokenizer_spm_session` in
+//! `src/llama-vocab.cpp`).
 
 use std::{
     cmp::Ordering,
@@ -54,7 +55,8 @@ struct Merge {
 
 impl Ord for Merge {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Scores are no NaN: `Tokenizer::new` has seen to it. -0.0 equals 0.0, unlike in `total_cmp`.
+        // Scores are no NaN: `Tokenizer::new` has seen to it. -0.0 equals 0.0, unlike in
+        // `total_cmp`.
         let by_score = self.score.partial_cmp(&other.score).unwrap_or(Ordering::Equal);
         by_score.then(other.left.cmp(&self.left))
     }

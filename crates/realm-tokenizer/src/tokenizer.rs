@@ -85,10 +85,11 @@ impl Tokenizer {
     /// # Errors
     ///
     /// A kind or pre-tokenizer that is not supported; no tokens; scores or types of another number
-    /// than the tokens; scores that are missing (kind `llama`) or not numbers; two equal tokens; a merge
-    /// rule with a token that the vocabulary lacks; a special token out of range, or missing though every
-    /// text should start or end with it. Tolerated, as in llama.cpp: missing types (all tokens are
-    /// normal), empty tokens (each stands as `[EMPTY_n]`), a merge rule given twice (the first counts).
+    /// than the tokens; scores that are missing (kind `llama`) or not numbers; two equal tokens; a
+    /// merge rule with a token that the vocabulary lacks; a special token out of range, or missing
+    /// though every text should start or end with it. Tolerated, as in llama.cpp: missing types
+    /// (all tokens are normal), empty tokens (each stands as `[EMPTY_n]`), a merge rule given twice
+    /// (the first counts).
     pub fn new(vocab: Vocab) -> Result<Self, TokenizerError> {
         let kind = Kind::new(&vocab.model)?;
         let mut vocab = vocab;
@@ -132,14 +133,14 @@ impl Tokenizer {
 
     /// The ids of `text`: those of llama.cpp.
     ///
-    /// The empty text has no ids but the added ones. Bytes for which a `gpt2` vocabulary has no token
-    /// are left out, as llama.cpp does. Time is O(n log n) in the text's length, whatever
-    /// its contents.
+    /// The empty text has no ids but the added ones. Bytes for which a `gpt2` vocabulary has no
+    /// token are left out, as llama.cpp does. Time is O(n log n) in the text's length, whatever its
+    /// contents.
     ///
     /// # Errors
     ///
-    /// For the kind `llama`: [`TokenizerError::NoByteToken`] where the vocabulary cannot express the
-    /// text, and [`TokenizerError::TextTooLong`] over 1 GiB.
+    /// For the kind `llama`: [`TokenizerError::NoByteToken`] where the vocabulary cannot express
+    /// the text, and [`TokenizerError::TextTooLong`] over 1 GiB.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
         let mut output = Vec::with_capacity(text.len() / 3 + 2);
         if options.add_special && self.add_bos {
@@ -218,7 +219,8 @@ impl Tokenizer {
         self.texts.len()
     }
 
-    /// Whether a model that gives out `id` has come to an end: of the sequence, the turn or the message.
+    /// Whether a model that gives out `id` has come to an end: of the sequence, the turn or the
+    /// message.
     ///
     /// True for `eos`, `eot` and `eom`, and for the tokens that llama.cpp knows by their text
     /// (`<|im_end|>`, `<|end_of_text|>`, `<end_of_turn>`, …).

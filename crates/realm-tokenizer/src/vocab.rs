@@ -9,8 +9,8 @@ pub struct Vocab {
     /// `tokenizer.ggml.pre`: how a `gpt2` vocabulary splits text before merging. `None` or empty is
     /// llama.cpp's fallback `default`. Ignored by the kind `llama`.
     pub pre: Option<String>,
-    /// `general.name`. Only used as llama.cpp uses it: a name with `phi-3` or `phi3` in it makes white
-    /// space after special tokens vanish.
+    /// `general.name`. Only used as llama.cpp uses it: a name with `phi-3` or `phi3` in it makes
+    /// white space after special tokens vanish.
     pub name: Option<String>,
     /// `tokenizer.ggml.tokens`: the text of each token, `[vocab_size]`.
     pub tokens: Vec<String>,
@@ -18,8 +18,8 @@ pub struct Vocab {
     pub scores: Vec<f32>,
     /// `tokenizer.ggml.token_type`, `[vocab_size]`: see [`TokenType`]. Empty: all are normal.
     pub types: Vec<i32>,
-    /// `tokenizer.ggml.merges`: pairs of tokens with a space between, most important first; needed by
-    /// `gpt2`, not read by `llama`. May be empty for a vocabulary of bytes alone.
+    /// `tokenizer.ggml.merges`: pairs of tokens with a space between, most important first; needed
+    /// by `gpt2`, not read by `llama`. May be empty for a vocabulary of bytes alone.
     pub merges: Vec<String>,
     /// `tokenizer.ggml.bos_token_id`. Absent: 1 for `llama`, none for `gpt2`.
     pub bos: Option<u32>,

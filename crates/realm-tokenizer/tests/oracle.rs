@@ -1,5 +1,5 @@
-//! Small vocabularies against Hugging Face's `tokenizers`, which reads them from its own file format,
-//! and SentencePiece ones against their definition.
+//! Small vocabularies against Hugging Face's `tokenizers`, which reads them from its own file
+//! format, and SentencePiece ones against their definition.
 
 mod common;
 

@@ -19,9 +19,6 @@ use crate::{
 };
 
 /// Options of `realm inspect`.
-///
-/// Works on every GGUF file: of an architecture that Realm does not know, or of one with a
-/// vocabulary alone, it shows metadata and tensors and says why there is no memory plan.
 #[derive(Debug, clap::Args)]
 pub(crate) struct InspectArgs {
     #[command(flatten)]
@@ -56,7 +53,7 @@ struct Prospect {
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let file = GgufFile::open(&args.model.model)?;
     let device = args.engine.device.open()?;
-    let prospect = prospect(args, device);
+    let prospect = prospect(&file, args, device);
     if let Some(path) = &args.graph {
         let graph = match &prospect {
             Ok(prospect) => prospect.graph.to_mermaid(),
@@ -90,7 +87,11 @@ fn fused(model: &Model) -> Graph {
 }
 
 /// Plans the file for a device.
-fn prospect(args: &InspectArgs, device: Device) -> Result<Prospect> {
+fn prospect(file: &GgufFile, args: &InspectArgs, device: Device) -> Result<Prospect> {
+    if file.tensors().is_empty() {
+        let path = file.path().display();
+        return Err(CliError::Input(format!("{path}: no tensors, so nothing to run")));
+    }
     let model = Model::open(&args.model.model)?;
     let graph = fused(&model);
     let mut options = args.engine.options();
@@ -192,7 +193,7 @@ fn print_plan(out: &mut Output, prospect: &Prospect, args: &InspectArgs) -> Resu
         "\nmemory on {} for {sequences} sequence{s} of {} tokens ({why})",
         info.name, plan.context
     ))?;
-    let line = |what: &str, bytes: u64| format!("  {what:22}  {:>9}", human(bytes));
+    let line = |what: &str, bytes: u64| format!("  {what:26}  {:>9}", human(bytes));
     out.line(line("weights", plan.weight_bytes))?;
     out.line(line(&format!("KV cache ({})", plan.kv.kv_type), plan.kv_bytes))?;
     let step = format!("work ({} tokens a step)", plan.limits.tokens);

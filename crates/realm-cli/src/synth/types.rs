@@ -250,7 +250,8 @@ mod tests {
         };
         let folder = std::path::Path::new(&root).join("models/llama-256/quant");
         let small = Shape { layers: 2, heads: 4, kv_heads: 2, tied: true, ..shape("tiny") };
-        for name in ["q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "iq4_xs", "f16"] {
+        for name in ["q2_k", "q3_k_m", "q4_0", "q4_k_m", "q5_k_m", "q6_k", "q8_0", "iq4_xs", "f16"]
+        {
             let path = folder.join(format!("model-{}.gguf", name.to_uppercase()));
             let gguf = realm_gguf::GgufFile::open(&path).unwrap();
             let file = FileType::from_name(name).unwrap();

@@ -151,7 +151,8 @@ const LONGEST: usize = 12;
 /// Words by the two parts that each is put together from: single letters, `space`, or earlier words.
 /// Consonants and vowels alternate; all words differ.
 fn invent(space: char, count: usize, rng: &mut Rng) -> Vec<(String, String)> {
-    let mut starts: Vec<String> = CONSONANTS.chars().chain(VOWELS.chars()).map(String::from).collect();
+    let mut starts: Vec<String> =
+        CONSONANTS.chars().chain(VOWELS.chars()).map(String::from).collect();
     // Parts that may stand second: those without a space.
     let mut ends = starts.clone();
     starts.push(space.into());
@@ -222,7 +223,10 @@ mod tests {
         for size in [1024, 32_000] {
             let tokenizer = tokenizer(Kind::Llama, size);
             round_trip(&tokenizer);
-            assert_eq!((tokenizer.bos(), tokenizer.eos(), tokenizer.unk()), (Some(1), Some(2), Some(0)));
+            assert_eq!(
+                (tokenizer.bos(), tokenizer.eos(), tokenizer.unk()),
+                (Some(1), Some(2), Some(0))
+            );
             assert_eq!(tokenizer.token_text(3), Some("<0x00>"));
             assert_eq!(tokenizer.token_type(258), Some(TokenType::Byte));
             assert!(tokenizer.is_end_of_generation(2));
@@ -250,15 +254,15 @@ mod tests {
     #[test]
     fn words_are_used_and_merged_from_earlier_ones() {
         let words = invent('Ġ', 2000, &mut Rng::new(1));
-        let mut known: HashSet<String> =
-            byte_characters().into_iter().map(String::from).collect();
+        let mut known: HashSet<String> = byte_characters().into_iter().map(String::from).collect();
         for (left, right) in &words {
             assert!(known.contains(left) && known.contains(right), "{left} {right}");
             assert!(known.insert(format!("{left}{right}")));
         }
         // Text made of the vocabulary's own words takes far fewer tokens than bytes.
         let tokenizer = tokenizer(Kind::Gpt2, 4096);
-        let text: Vec<String> = words.iter().map(|(l, r)| format!("{l}{r}").replace('Ġ', "")).collect();
+        let text: Vec<String> =
+            words.iter().map(|(l, r)| format!("{l}{r}").replace('Ġ', "")).collect();
         let text = text[..50].join(" ");
         let ids = tokenizer.encode(&text, EncodeOptions::default()).unwrap();
         assert!(ids.len() * 3 < text.len() * 2, "{} of {}", ids.len(), text.len());

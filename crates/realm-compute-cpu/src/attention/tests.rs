@@ -405,13 +405,11 @@ fn rows_that_see_nothing_give_zeros() {
     }
 }
 
-/// Prints times of one layer: `cargo test --release -p realm-compute-cpu speed -- --ignored --nocapture`.
+/// Prints times of one layer, its part of the cache out of the processor's caches as between two
+/// steps: `cargo test --release -p realm-compute-cpu speed -- --ignored --nocapture`.
 #[test]
 #[ignore = "a measurement"]
 fn speed() {
-    let mut random = Random(1);
-    let threads = std::env::var("REALM_THREADS").ok().and_then(|n| n.parse().ok());
-    let pool = Pool::new(threads.unwrap_or(2));
     let cases: [(KvType, usize, usize, usize, usize, usize); 9] = [
         (KvType::F16, 4, 8, 64, 2048, 2048),
         (KvType::F16, 8, 4, 128, 2048, 2048),
@@ -423,43 +421,58 @@ fn speed() {
         (KvType::Q8_0, 4, 8, 64, 4096, 1),
         (KvType::F16, 2, 7, 64, 100, 1),
     ];
+    let threads = std::env::var("REALM_THREADS").ok().and_then(|n| n.parse().ok());
+    let pool = Pool::new(threads.unwrap_or(2));
     for (kv_type, kv_heads, group, head_dim, length, rows) in cases {
-        let mask = Mask::CAUSAL;
-        let (soft_cap, sinks) = (None, None);
+        let (mask, soft_cap, sinks) = (Mask::CAUSAL, None, None);
         let shape = Shape { kv_type, kv_heads, group, head_dim, mask, soft_cap, sinks };
-        let mut free: Vec<BlockId> = (0..100).map(BlockId).collect();
-        let blocks: Vec<BlockId> =
-            (0..length.div_ceil(64)).map(|_| free.swap_remove(random.below(free.len()))).collect();
-        let row = kv_heads * head_dim;
-        let kv = shape.pool(100);
-        let (key, value) = (random.normals(length * row), random.normals(length * row));
-        let all =
-            [SequenceRows { rows: 0..length, cached: 0, role: Role::Prefill, blocks: &blocks }];
-        let query = random.normals(rows * row * group);
-        let mut out = vec![0.0; query.len()];
-        let spec = shape.spec();
         for isa in isas().into_iter().rev() {
-            let best = |millis, work: &mut dyn FnMut()| {
-                let until = std::time::Instant::now() + std::time::Duration::from_millis(millis);
-                let mut best = f64::INFINITY;
-                while std::time::Instant::now() < until || best == f64::INFINITY {
-                    let start = std::time::Instant::now();
-                    work();
-                    best = best.min(start.elapsed().as_secs_f64());
-                }
-                best * 1e3
-            };
-            let write = best(100, &mut || kv.write_rows((&pool, isa), 1, &all, &key, &value));
-            let role = if rows == 1 { Role::Decode } else { Role::Prefill };
-            let cached = length - rows;
-            let sequences = [SequenceRows { rows: 0..rows, cached, role, blocks: &blocks }];
-            let attend =
-                Attend { kv: &kv, layer: 1, spec: &spec, sinks: None, sequences: &sequences };
-            let time = best(700, &mut || attend.run(&pool, isa, &query, &mut out));
+            let (time, write) = measure(&shape, (&pool, isa), length, rows);
             println!(
                 "{rows}×{length} {kv_type} {kv_heads}·{group} heads of {head_dim}, {isa}: \
                  {time:.3} ms; storing all {write:.3} ms"
             );
         }
     }
+}
+
+/// Milliseconds for a layer's last `rows` rows, and to store all its keys and values.
+fn measure(shape: &Shape, place: (&Pool, Isa), length: usize, rows: usize) -> (f64, f64) {
+    let mut random = Random(1);
+    let row = shape.kv_heads * shape.head_dim;
+    let layers = if rows == 1 { (1 << 25) / (length * row) } else { 1 };
+    let layer = KvLayer { heads: shape.kv_heads, head_dim: shape.head_dim };
+    let blocks = length.div_ceil(KV_BLOCK_TOKENS);
+    let kv = CpuKvPool::new(&KvSpec {
+        layers: vec![layer; layers],
+        kv_type: shape.kv_type,
+        blocks,
+        block_tokens: KV_BLOCK_TOKENS,
+    })
+    .unwrap();
+    let mut free: Vec<BlockId> = (0..blocks as u32).map(BlockId).collect();
+    let blocks: Vec<BlockId> =
+        (0..blocks).map(|_| free.swap_remove(random.below(free.len()))).collect();
+    let all = [SequenceRows { rows: 0..length, cached: 0, role: Role::Prefill, blocks: &blocks }];
+    let (key, value) = (random.normals(length * row), random.normals(length * row));
+    let best = |work: &mut dyn FnMut(usize)| {
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let start = std::time::Instant::now();
+            (0..layers).for_each(&mut *work);
+            best = best.min(start.elapsed().as_secs_f64() * 1e3 / layers as f64);
+        }
+        best
+    };
+    let write = best(&mut |layer| kv.write_rows(place, layer, &all, &key, &value));
+    let role = if rows == 1 { Role::Decode } else { Role::Prefill };
+    let sequences = [SequenceRows { rows: 0..rows, cached: length - rows, role, blocks: &blocks }];
+    let query = random.normals(rows * row * shape.group);
+    let mut out = vec![0.0; query.len()];
+    let spec = shape.spec();
+    let time = best(&mut |layer| {
+        Attend { kv: &kv, layer, spec: &spec, sinks: None, sequences: &sequences }
+            .run(place.0, place.1, &query, &mut out);
+    });
+    (time, write)
 }

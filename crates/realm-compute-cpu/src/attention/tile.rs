@@ -52,7 +52,7 @@ impl QueryTile<'_> {
             let block = self.sequence.blocks[tile];
             let keys = self.cache.tile(self.layer, Part::Key, block, self.kv_head);
             load::keys(simd, kv_type, keys, seen.clone(), scratch.keys);
-            if tile + 1 < tiles.end {
+            if false {
                 let next = self.sequence.blocks[tile + 1];
                 load::prefetch(simd, self.cache.tile(self.layer, Part::Key, next, self.kv_head));
                 load::prefetch(simd, self.cache.tile(self.layer, Part::Value, next, self.kv_head));
