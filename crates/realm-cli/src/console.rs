@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Display,
-    io::{self, IsTerminal, Read, StdoutLock, Write},
+    io::{self, BufWriter, IsTerminal, Read, StdoutLock, Write},
     sync::mpsc::{self, RecvTimeoutError},
     time::Duration,
 };
@@ -43,9 +43,9 @@ pub(crate) fn one_line(text: &str) -> String {
     line
 }
 
-/// Stdout, for the results of a command.
+/// Stdout, for the results of a command. What is written shows when it is flushed.
 pub(crate) struct Output {
-    out: StdoutLock<'static>,
+    out: BufWriter<StdoutLock<'static>>,
     /// On a terminal, whose next line should start at its left edge.
     terminal: bool,
     mid_line: bool,
@@ -55,7 +55,7 @@ impl Output {
     /// Takes hold of stdout.
     pub(crate) fn new() -> Self {
         let out = io::stdout().lock();
-        Self { terminal: out.is_terminal(), out, mid_line: false }
+        Self { terminal: out.is_terminal(), out: BufWriter::new(out), mid_line: false }
     }
 
     /// Writes text as it is.

@@ -1,12 +1,12 @@
 //! `realm detokenize`: token ids to text.
 
+use realm_gguf::GgufFile;
 use realm_tokenizer::DecodeOptions;
 
 use crate::{
     args::{ModelArgs, parse_ids},
     console::{self, Output},
     error::{CliError, Result},
-    vocab,
 };
 
 const EXAMPLES: &str = "\
@@ -34,7 +34,7 @@ pub(crate) struct DetokenizeArgs {
 /// Writes the ids' text.
 pub(crate) fn run(args: &DetokenizeArgs) -> Result<()> {
     let path = &args.model.model;
-    let tokenizer = vocab::open(path)?;
+    let tokenizer = realm_runtime::tokenizer(&GgufFile::open(path)?)?;
     let (from, text) = if args.ids.is_empty() {
         ("stdin: ", console::read_stdin("token ids")?)
     } else {

@@ -2,7 +2,7 @@
 //! to stderr; `inspect`, `devices` and `bench` print what was asked for on stdout.
 
 mod args;
-mod bench { #[derive(Debug, clap::Args)] pub(crate) struct BenchArgs {} pub(crate) fn run(_: &BenchArgs) -> crate::error::Result<()> { Ok(()) } }
+mod bench;
 mod console;
 mod detokenize;
 mod devices;
@@ -13,9 +13,8 @@ mod logits;
 mod npy;
 mod run;
 mod stats;
-mod synth { #[derive(Debug, clap::Args)] pub(crate) struct SynthArgs {} pub(crate) fn run(_: &SynthArgs) -> crate::error::Result<()> { Ok(()) } }
+mod synth;
 mod tokenize;
-mod vocab;
 
 use std::process::ExitCode;
 

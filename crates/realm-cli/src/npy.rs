@@ -373,9 +373,10 @@ mod tests {
         }
         let u32s = file(1, &array("<u4", "(1,)"), &[0xff; 4]);
         assert_eq!(parse_ids(&u32s[..]).unwrap(), [u32::MAX]);
-        let i64s = file(1, &array("<i8", "( 2, )"), &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
+        let i64s =
+            file(1, &array("<i8", "( 2, )"), &[1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(parse_ids(&i64s[..]).unwrap(), [1, 2]);
-        assert_eq!(parse_ids(&file(1, &array("<i4", "(0,)"), &[])[..]).unwrap(), []);
+        assert!(parse_ids(&file(1, &array("<i4", "(0,)"), &[])[..]).unwrap().is_empty());
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::{
     hash::{BuildHasher, Hasher, RandomState},
-    num::NonZeroUsize,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -43,8 +42,14 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     ids: IdsArgs,
     /// Most tokens to generate
-    #[arg(short, long = "tokens", value_name = "N", default_value = "256")]
-    n: NonZeroUsize,
+    #[arg(
+        short,
+        long = "tokens",
+        value_name = "N",
+        default_value = "256",
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    n: u32,
     /// Go on after a token that ends the text
     #[arg(long)]
     ignore_eos: bool,
@@ -134,7 +139,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let options = args.engine.options();
     let mut engine = load::engine(&model, &device, &options)?;
     let sampling = args.sampling.params();
-    let max_tokens = tokens_left(args.n.get(), prompt.len(), engine.context());
+    let max_tokens = tokens_left(args.n as usize, prompt.len(), engine.context());
     let request = Request { prompt, max_tokens, sampling, stop_tokens };
     let printer = match tokenizer.filter(|_| !args.print_ids) {
         Some(tokenizer) => Printer::text(tokenizer),
@@ -147,12 +152,15 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
 
 /// The file's tokenizer; a run from ids to ids can do without.
 fn tokenizer(args: &RunArgs, model: &Model) -> Result<Option<Tokenizer>> {
-    let ids_alone = args.print_ids && (args.ids.ids.is_some() || args.ids.ids_file.is_some());
+    let from_ids = args.ids.ids.is_some() || args.ids.ids_file.is_some();
     match model.tokenizer() {
         Ok(tokenizer) => Ok(Some(tokenizer)),
-        Err(error) if ids_alone => {
-            console::note(format_args!("{error}; ids need none"));
+        Err(error) if from_ids && args.print_ids => {
+            console::note(format_args!("{error}; going on without, from ids to ids"));
             Ok(None)
+        }
+        Err(error) if from_ids => {
+            Err(CliError::Input(format!("{error}; with --print-ids no tokenizer is needed")))
         }
         Err(error) => Err(error.into()),
     }

@@ -48,9 +48,14 @@ pub(crate) fn setting(engine: &Engine, options: &EngineOptions) -> [String; 4] {
         None => format!("what fits; the model's is {}", memory.model_context),
     };
     let auto = if options.precision == Precision::Auto { " (auto)" } else { "" };
+    let floats = engine.graph().weights().iter().all(|weight| weight.dtype.is_float());
+    let effect = match engine.precision() {
+        Precision::Int8 if floats => ", in effect f32 as no weight is quantized",
+        _ => "",
+    };
     [
         format!("device     {}: {}{threads}", info.name, info.description),
-        format!("precision  {}{auto}, KV cache {}", engine.precision(), memory.kv.kv_type),
+        format!("precision  {}{auto}{effect}, KV cache {}", engine.precision(), memory.kv.kv_type),
         format!("context    {} tokens ({why})", memory.context),
         format!(
             "memory     {}: weights {}, KV cache {}, work {}",

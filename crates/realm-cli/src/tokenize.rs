@@ -1,12 +1,12 @@
 //! `realm tokenize`: text to token ids.
 
+use realm_gguf::GgufFile;
 use realm_tokenizer::EncodeOptions;
 
 use crate::{
     args::ModelArgs,
     console::{self, Output},
     error::{CliError, Result},
-    vocab,
 };
 
 const EXAMPLES: &str = "\
@@ -38,7 +38,7 @@ pub(crate) struct TokenizeArgs {
 /// Writes the ids of stdin's text or texts.
 pub(crate) fn run(args: &TokenizeArgs) -> Result<()> {
     let path = &args.model.model;
-    let tokenizer = vocab::open(path)?;
+    let tokenizer = realm_runtime::tokenizer(&GgufFile::open(path)?)?;
     let input = console::read_stdin("a text")?;
     let &TokenizeArgs { add_special, parse_special, .. } = args;
     let how = EncodeOptions { add_special, parse_special };

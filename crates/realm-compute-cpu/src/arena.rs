@@ -70,7 +70,7 @@ mod tests {
         let ([], mut writes) = arena.lend([], &[16..20, 0..3]);
         writes[0].fill(1.0);
         writes[1].fill(2.0);
-        let ([a, b], writes) = arena.lend([0..3, 16..20], &[32..40]);
+        let ([a, b], writes) = arena.lend([0..3, 16..20], &[32..40, 64..70]);
         assert_eq!((a, b), (&[2.0; 3][..], &[1.0; 4][..]));
         assert!(writes[0].iter().all(|x| x.is_nan()));
     }
@@ -79,6 +79,6 @@ mod tests {
     #[should_panic = "buffers overlap"]
     fn refuses_to_lend_twice() {
         let mut arena = Arena::new(1000).unwrap();
-        arena.lend([0..17], &[16..20]);
+        arena.lend([0..17, 0..1], &[16..20, 32..40]);
     }
 }

@@ -100,34 +100,41 @@ impl Isa {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-fn with_avx2<R>(work: impl FnOnce() -> R) -> R {
-    work()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni")]
-fn with_avx512<R>(work: impl FnOnce() -> R) -> R {
-    work()
-}
-
-impl Isa {
-    /// Runs plain Rust compiled for these instructions: what `work` does is inlined here, and the
-    /// compiler vectorises it.
-    #[inline]
-    pub(crate) fn run<R>(self, work: impl FnOnce() -> R) -> R {
-        match self {
-            // SAFETY: the token proves that the processor has AVX2, FMA and F16C.
+/// Defines a function of plain Rust that takes an [`Isa`] first and is compiled once for each of them:
+/// the compiler vectorises its loops for those instructions.
+///
+/// A closure handed to a function with other target features would not do: where the compiler does not
+/// inline it, it stays compiled for the least processor.
+macro_rules! vectorized {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $body:block)*) => {$(
+        $(#[$meta])*
+        #[allow(clippy::too_many_arguments, reason = "the instruction set comes on top")]
+        $vis fn $name(isa: $crate::isa::Isa, $($arg: $type),*) {
+            #[inline(always)]
+            fn plain($($arg: $type),*) $body
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => unsafe { with_avx2(work) },
-            // SAFETY: the token proves that the processor has these AVX-512 parts.
+            #[target_feature(enable = "avx2,fma,f16c")]
+            fn avx2($($arg: $type),*) {
+                plain($($arg),*);
+            }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => unsafe { with_avx512(work) },
-            _ => work(),
+            #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512dq")]
+            fn avx512($($arg: $type),*) {
+                plain($($arg),*);
+            }
+            match isa {
+                // SAFETY: the token proves that the processor has AVX2, FMA and F16C.
+                #[cfg(target_arch = "x86_64")]
+                $crate::isa::Isa::Avx2(_) => unsafe { avx2($($arg),*) },
+                // SAFETY: the token proves that the processor has these AVX-512 parts.
+                #[cfg(target_arch = "x86_64")]
+                $crate::isa::Isa::Avx512(_) => unsafe { avx512($($arg),*) },
+                _ => plain($($arg),*),
+            }
         }
-    }
+    )*};
 }
+pub(crate) use vectorized;
 
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -6,6 +6,9 @@
 //! Q8_0 tiles hold all quants in that order and then the scales, one for 32 elements of a head:
 //! `[token][head_dim / 32]` for values, `[head_dim / 32][token]` for keys.
 
+#[cfg(test)]
+mod tests;
+
 use crate::{
     attention::simd::{Kernel, Simd, dispatch},
     isa::Isa,
@@ -186,12 +189,18 @@ impl CpuKvPool {
         let mut memory = self.write();
         let memory = SharedMut::new(memory.bytes_mut());
         let task = |task: usize| {
-            let (part, head) =
-                if task.is_multiple_of(2) { (Part::Key, task / 2) } else { (Part::Value, task / 2) };
+            let (part, head) = if task.is_multiple_of(2) {
+                (Part::Key, task / 2)
+            } else {
+                (Part::Value, task / 2)
+            };
             let rows = if part == Part::Key { key } else { value };
             let kv_type = self.spec.kv_type;
             let blocks = self.spec.blocks;
-            dispatch(isa, Store { memory: &memory, place, blocks, kv_type, part, head, sequences, rows });
+            dispatch(
+                isa,
+                Store { memory: &memory, place, blocks, kv_type, part, head, sequences, rows },
+            );
         };
         if elements < PARALLEL_ELEMENTS {
             (0..2 * place.heads).for_each(task);
@@ -222,9 +231,9 @@ impl CpuKvPool {
 
     /// Where the parts of a block lie, in the order in which they are swapped out.
     fn ranges(&self, block: BlockId) -> impl Iterator<Item = Range<usize>> {
-        self.places.iter().flat_map(move |place| {
-            [place.block(Part::Key, block), place.block(Part::Value, block)]
-        })
+        self.places
+            .iter()
+            .flat_map(move |place| [place.block(Part::Key, block), place.block(Part::Value, block)])
     }
 }
 
@@ -328,7 +337,12 @@ impl Kernel for Store<'_> {
         for sequence in self.sequences {
             for (position, row) in (sequence.cached..).zip(sequence.rows.clone()) {
                 let block = sequence.blocks[position / KV_BLOCK_TOKENS];
-                assert!((block.0 as usize) < self.blocks, "KV block {} of {}", block.0, self.blocks);
+                assert!(
+                    (block.0 as usize) < self.blocks,
+                    "KV block {} of {}",
+                    block.0,
+                    self.blocks
+                );
                 let tile = self.place.tile(self.part, block, self.head);
                 // SAFETY: one task stores a head's keys, one its values; tiles of other heads or of
                 // the other part do not overlap, blocks being in range.

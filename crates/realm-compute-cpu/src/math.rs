@@ -3,7 +3,7 @@
 use realm_core::graph::ops::Activation;
 
 /// eˣ to about 2e-7 of itself: the exponent split off, the rest by a polynomial (Cephes' expf
-/// coefficients). 0 below −87.3, infinite above 88.7.
+/// coefficients). 0 below −87.3, infinite where it exceeds f32.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
@@ -93,7 +93,7 @@ mod tests {
 
     #[test]
     fn exp_is_close_everywhere() {
-        for at in -90_000..89_000 {
+        for at in -90_000..88_720 {
             let x = at as f32 / 1000.0;
             let (found, exact) = (f64::from(exp(x)), f64::from(x).exp());
             let error = (found - exact).abs() / exact;

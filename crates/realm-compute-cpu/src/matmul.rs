@@ -9,16 +9,15 @@
 //! how many rows come along, on threads, or on where the strip lies.
 
 mod activations;
+mod finish;
 mod kernels;
 mod lanes;
 mod strip;
 #[cfg(test)]
-mod speed;
-#[cfg(test)]
 mod tests;
 mod unpack;
 
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 use realm_core::{
     DType,
@@ -27,13 +26,14 @@ use realm_core::{
 
 pub(crate) use activations::{Activations, Scratch};
 
-use crate::{elementwise::Cpu, isa::Isa, math, shared::SharedMut};
+use crate::{elementwise::Cpu, isa::Isa, shared::SharedMut};
+use finish::{Gate, Place, Store, Sums};
 use strip::{Strip, width};
 use unpack::{MAX_LANES, Tile};
 
-/// Rows of the input that a task takes at most: a multiple of the kernels' rows, and few enough
-/// that sums and inputs stay in the core's cache.
-const MAX_ROWS: usize = 192;
+/// Rows of the input that a task takes at most: a multiple of the kernels' rows; many, so that
+/// unpacking costs little beside multiplying, and few enough that their sums stay in the core's cache.
+const MAX_ROWS: usize = 384;
 
 /// A weight as it lies in the model file.
 #[derive(Clone, Copy)]
@@ -90,24 +90,16 @@ pub(crate) fn linear(cpu: Cpu<'_>, input: &Activations<'_>, projections: &mut [P
         outputs.push((first, half, SharedMut::new(&mut *projection.output)));
     }
     run(cpu, rows, strips, |work, rows, at| {
-        let Some((first, half, output)) = outputs.iter().rev().find(|(first, ..)| *first <= at) else {
+        let Some((first, half, output)) = outputs.iter().rev().find(|(first, ..)| *first <= at)
+        else {
             return;
         };
-        let (start, n) = ((at - first) * width, half.weight.rows);
-        let end = (start + width).min(n);
-        let sums = work.product(cpu.isa, input, half.weight, rows.clone(), start, 0);
-        cpu.isa.run(|| {
-            for (sums, row) in sums.chunks_exact(width).zip(rows) {
-                // SAFETY: each strip of each row belongs to one task.
-                let output = unsafe { output.range(row * n + start..row * n + end) };
-                output.copy_from_slice(&sums[..output.len()]);
-                if let Some(bias) = half.bias {
-                    for (output, bias) in output.iter_mut().zip(&bias[start..end]) {
-                        *output += bias;
-                    }
-                }
-            }
-        });
+        let (start, stride) = ((at - first) * width, half.weight.rows);
+        work.product(cpu.isa, input, half.weight, rows.clone(), start, 0);
+        let columns = start..(start + width).min(stride);
+        let place = Place { width, rows, columns, stride, output: *output };
+        let [sums, _] = &mut work.sums;
+        lanes::run(cpu.isa, Store { sums: Sums { sums, bias: half.bias }, place });
     });
 }
 
@@ -131,43 +123,15 @@ pub(crate) fn gated(
     let output = SharedMut::new(output);
     run(cpu, input.rows(), n.div_ceil(width), |work, rows, at| {
         let start = at * width;
-        let end = (start + width).min(n);
         work.product(cpu.isa, input, gate.weight, rows.clone(), start, 0);
         work.product(cpu.isa, input, up.weight, rows.clone(), start, 1);
+        let columns = start..(start + width).min(n);
+        let place = Place { width, rows, columns, stride: n, output };
         let [gates, ups] = &mut work.sums;
-        cpu.isa.run(|| {
-            let pairs = gates.chunks_exact_mut(width).zip(ups.chunks_exact_mut(width));
-            for ((gates, ups), row) in pairs.zip(rows) {
-                for (sums, half) in [(&mut *gates, gate), (&mut *ups, up)] {
-                    if let Some(bias) = half.bias {
-                        for (sum, bias) in sums.iter_mut().zip(&bias[start..end]) {
-                            *sum += bias;
-                        }
-                    }
-                }
-                // SAFETY: each strip of each row belongs to one task.
-                let output = unsafe { output.range(row * n + start..row * n + end) };
-                glu(activation, gates, ups, output);
-            }
-        });
+        let gate = Sums { sums: gates, bias: gate.bias };
+        let up = Sums { sums: ups, bias: up.bias };
+        lanes::run(cpu.isa, Gate { activation, gate, up, place });
     });
-}
-
-/// One loop an activation: a choice inside the loop would keep it from vectorising.
-#[inline(always)]
-fn glu(activation: Activation, gate: &[f32], up: &[f32], output: &mut [f32]) {
-    macro_rules! each {
-        ($activation:expr) => {
-            for (output, (&gate, &up)) in output.iter_mut().zip(gate.iter().zip(up)) {
-                *output = math::activate($activation, gate) * up;
-            }
-        };
-    }
-    match activation {
-        Activation::Silu => each!(Activation::Silu),
-        Activation::GeluTanh => each!(Activation::GeluTanh),
-        Activation::Gelu => each!(Activation::Gelu),
-    }
 }
 
 fn check(input: &Activations<'_>, weight: Matrix<'_>, bias: Option<&[f32]>) {
@@ -195,7 +159,7 @@ fn run(
     cpu: Cpu<'_>,
     rows: usize,
     strips: usize,
-    strip: impl Fn(&mut Work, std::ops::Range<usize>, usize) + Sync,
+    strip: impl Fn(&mut Work, Range<usize>, usize) + Sync,
 ) {
     let threads = cpu.pool.threads();
     // Rows are split evenly, further where threads would otherwise have nothing to do, but not so
@@ -204,16 +168,30 @@ fn run(
     let chunks = rows.div_ceil(MAX_ROWS).max(wanted);
     let chunk = rows.div_ceil(chunks.max(1)).next_multiple_of(6);
     let chunks = rows.div_ceil(chunk.max(1));
-    let units = chunks * strips;
-    let tasks = units.min(if threads > 1 { 8 * threads } else { 1 });
-    cpu.pool.run(tasks, |task| {
+    let starts = starts(chunks * strips, threads);
+    cpu.pool.run(starts.len() - 1, |task| {
         WORK.with_borrow_mut(|work| {
-            for unit in units * task / tasks..units * (task + 1) / tasks {
+            for unit in starts[task]..starts[task + 1] {
                 let start = unit / strips * chunk;
                 strip(work, start..(start + chunk).min(rows), unit % strips);
             }
         });
     });
+}
+
+/// Where the tasks start that `units` of work are cut into, and their end.
+///
+/// Tasks grow smaller (Polychronopoulos & Kuck 1987): long ones read memory in long runs, short ones
+/// at the end let the threads finish together.
+fn starts(units: usize, threads: usize) -> Vec<usize> {
+    let mut starts = vec![0];
+    let mut start = 0;
+    while start < units {
+        let share = if threads > 1 { (units - start) / (2 * threads) } else { units };
+        start += share.max(1);
+        starts.push(start);
+    }
+    starts
 }
 
 impl Work {
@@ -224,15 +202,14 @@ impl Work {
         isa: Isa,
         input: &Activations<'_>,
         weight: Matrix<'_>,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         start: usize,
         which: usize,
-    ) -> &[f32] {
+    ) {
         let sums = &mut self.sums[which];
         sums.clear();
         sums.resize(rows.len() * kernels::TILES * MAX_LANES, 0.0);
         sums.truncate(rows.len() * width(isa));
         Strip { weight, start, input, rows, tiles: &mut self.tiles, sums }.multiply(isa);
-        sums
     }
 }

@@ -5,8 +5,8 @@ use std::{any::Any, ops::Range, sync::Arc, time::Instant};
 use realm_core::{
     Graph,
     backend::{
-        BackendError, CompileOptions, Inputs, KvPool, Limits, Precision, Program, ProgramInfo, Step,
-        StepOutput, Token,
+        BackendError, CompileOptions, Inputs, KvPool, Limits, Precision, Program, ProgramInfo,
+        Step, StepOutput, Token,
     },
     graph::{
         Op, Rows, Value, Weight,
@@ -23,10 +23,8 @@ use crate::{
     elementwise::{Angles, Cpu},
     isa::Isa,
     kv::CpuKvPool,
-    math,
     matmul::{self, Half, Projection, Scratch},
     pool::Pool,
-    shared::SharedMut,
 };
 
 /// A graph made ready for the CPU.
@@ -210,14 +208,16 @@ impl Run<'_> {
                 kv.write_rows((pool, *isa), op.layer, self.inputs.sequences, key, value);
             }
             Op::Attention(op) => self.attention(op),
-            Op::Add(op) => self.map([op.left, op.right], op.output, |cpu, _, [left, right], out| {
-                cpu.zip(left, right, out, |l, r| l + r);
-            }),
+            Op::Add(op) => {
+                self.map([op.left, op.right], op.output, |cpu, _, [left, right], out| {
+                    cpu.add(left, right, out);
+                });
+            }
             Op::Scale(op) => self.map([op.input], op.output, |cpu, _, [input], out| {
-                cpu.zip(input, input, out, |x, _| x * op.factor);
+                cpu.scale(input, op.factor, out);
             }),
             Op::SoftCap(op) => self.map([op.input], op.output, |cpu, _, [input], out| {
-                cpu.zip(input, input, out, |x, _| op.cap * math::tanh(x / op.cap));
+                cpu.soft_cap(input, op.cap, out);
             }),
             Op::GatherRows(op) => {
                 let (cols, rows) = (self.graph.value(op.input).cols, self.inputs.outputs);
@@ -238,19 +238,9 @@ impl Run<'_> {
             let problem = format!("token {id} of a vocabulary of {}", info.rows);
             return Err(BackendError::Inputs { problem });
         }
-        let (cols, ids) = (info.cols, self.ids);
-        let bytes = info.dtype.row_bytes(cols).unwrap_or(0);
+        let ids = self.ids;
         self.map([], op.output, |cpu, weights, [], out| {
-            let (table, out) = (weights[op.table.index()].data(), SharedMut::new(out));
-            let tasks = if ids.len() < 16 { 1 } else { cpu.pool.threads() };
-            cpu.pool.run(tasks, |task| {
-                for at in ids.len() * task / tasks..ids.len() * (task + 1) / tasks {
-                    let row = &table[ids[at] as usize * bytes..][..bytes];
-                    // SAFETY: every row belongs to one task.
-                    let out = unsafe { out.range(at * cols..(at + 1) * cols) };
-                    cpu.isa.run(|| info.dtype.decode(row, out));
-                }
-            });
+            cpu.embed((info.dtype, weights[op.table.index()].data()), ids, info.cols, out);
         });
         Ok(())
     }
@@ -268,7 +258,7 @@ impl Run<'_> {
         let ([input, addend], mut writes) = arena.lend(reads, &writes);
         let [sum, out] = &mut writes[..] else { return };
         let cpu = Cpu { pool, isa: *isa };
-        cpu.zip(input, addend, sum, |x, y| x + y);
+        cpu.add(input, addend, sum);
         cpu.rms_norm(sum, weight.vector(), op.epsilon, out);
     }
 

@@ -5,7 +5,10 @@ use std::{hint::black_box, time::Instant};
 
 use realm_core::backend::Precision;
 
-use crate::{isa::Isa, pool::Pool};
+use crate::{
+    isa::{Isa, vectorized},
+    pool::Pool,
+};
 
 /// The two ceilings of a roofline.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,6 +41,19 @@ fn fastest(mut pass: impl FnMut()) -> f64 {
     (0..PASSES).map(time).fold(f64::INFINITY, f64::min)
 }
 
+vectorized! {
+    /// Looks at every word.
+    fn read(words: &[u64], sum: &mut u64) {
+        let mut lanes = [0u64; 32];
+        for chunk in words.as_chunks::<32>().0 {
+            for (lane, word) in lanes.iter_mut().zip(chunk) {
+                *lane ^= word;
+            }
+        }
+        *sum = lanes.iter().fold(0, |sum, lane| sum ^ lane);
+    }
+}
+
 fn bandwidth(pool: &Pool, isa: Isa) -> f64 {
     let free = crate::system::available_memory().map_or(BUFFER, |bytes| (bytes / 4) as usize);
     let len = BUFFER.min(free) / size_of::<u64>();
@@ -51,15 +67,9 @@ fn bandwidth(pool: &Pool, isa: Isa) -> f64 {
     let seconds = fastest(|| {
         pool.run(pieces, |piece| {
             let words = &buffer[len * piece / pieces..len * (piece + 1) / pieces];
-            black_box(isa.run(|| {
-                let mut lanes = [0u64; 32];
-                for chunk in words.as_chunks::<32>().0 {
-                    for (lane, word) in lanes.iter_mut().zip(chunk) {
-                        *lane ^= word;
-                    }
-                }
-                lanes
-            }));
+            let mut sum = 0;
+            read(isa, words, &mut sum);
+            black_box(sum);
         });
     });
     (len * size_of::<u64>()) as f64 / seconds
@@ -80,18 +90,21 @@ type Peak = (&'static str, usize, Box<dyn Fn() + Sync>);
 /// The instruction, the operations of one loop, and a task of [`LOOPS`] loops.
 #[cfg(target_arch = "x86_64")]
 fn peak(isa: Isa, int8: bool) -> Peak {
-    // SAFETY (both): the token proves that the processor has the instructions.
     match (isa, int8) {
         (Isa::Avx512(_), true) => {
+            // SAFETY: the token proves that the processor has AVX-512 with VNNI.
             ("AVX-512 vpdpbusd", 16 * 128, Box::new(|| unsafe { x86::dpbusd512() }))
         }
         (Isa::Avx512(_), false) => {
+            // SAFETY: the token proves that the processor has AVX-512.
             ("AVX-512 f32 FMA", 16 * 32, Box::new(|| unsafe { x86::fma512() }))
         }
         (Isa::Avx2(_), true) => {
+            // SAFETY: the token proves that the processor has AVX2.
             ("AVX2 vpmaddubsw + vpmaddwd", 8 * 64, Box::new(|| unsafe { x86::maddubs256() }))
         }
         (Isa::Avx2(_), false) => {
+            // SAFETY: the token proves that the processor has AVX2 and FMA.
             ("AVX2 f32 FMA", 12 * 16, Box::new(|| unsafe { x86::fma256() }))
         }
         (Isa::Scalar, _) => scalar(),

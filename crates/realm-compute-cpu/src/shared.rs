@@ -21,11 +21,6 @@ impl<'a, T> SharedMut<'a, T> {
         Self { start: slice.as_mut_ptr(), len: slice.len(), owner: PhantomData }
     }
 
-    /// Elements in all.
-    pub(crate) fn len(&self) -> usize {
-        self.len
-    }
-
     /// A part of the slice.
     ///
     /// # Safety
@@ -33,7 +28,6 @@ impl<'a, T> SharedMut<'a, T> {
     ///
     /// # Panics
     /// Where the range leaves the slice.
-    #[expect(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
     pub(crate) unsafe fn range(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         // SAFETY: in bounds by the check above; not aliased by the caller's promise.

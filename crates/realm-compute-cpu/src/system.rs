@@ -13,7 +13,7 @@ fn brand() -> Option<String> {
     if __cpuid(0x8000_0000).eax < 0x8000_0004 {
         return None;
     }
-    let leaves = (0x8000_0002..=0x8000_0004).map(|leaf| __cpuid(leaf));
+    let leaves = (0x8000_0002..=0x8000_0004).map(__cpuid);
     let words = leaves.flat_map(|leaf| [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]);
     let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).take_while(|&byte| byte != 0).collect();
     let words = String::from_utf8_lossy(&bytes);

@@ -95,6 +95,19 @@ impl<'a> CaseBuilder<'a> {
         self.graph.weight(WeightInfo { name: name.into(), rows, cols, dtype })
     }
 
+    /// A weight of one random row over and over: for measurements, where drawing all rows would take
+    /// long.
+    pub fn repeated_weight(
+        &mut self,
+        name: &str,
+        [rows, cols]: [usize; 2],
+        dtype: DType,
+    ) -> Weight {
+        let row = self.random.matrix(1, cols, dtype, 1.0 / (cols as f32).sqrt());
+        self.weights.push(row.repeat(rows).into());
+        self.graph.weight(WeightInfo { name: name.into(), rows, cols, dtype })
+    }
+
     /// A random vector around 1, as norms have.
     pub fn vector(&mut self, name: &str, cols: usize) -> Weight {
         let values = (0..cols).flat_map(|_| (1.0 + 0.3 * self.random.normal()).to_le_bytes());

@@ -6,7 +6,7 @@ use realm_core::{
     Graph,
     backend::{
         Backend, BackendError, Bindings, BlockId, CompileOptions, Inputs, KvSpec, Limits,
-        Precision, SequenceRows, StepOutput, Token,
+        Precision, Program, SequenceRows, StepOutput, Token,
     },
     reference::ReferenceBackend,
     sampling::Sampling,
@@ -25,36 +25,76 @@ fn token(case: &Case, seed: u64, sequence: usize, position: usize) -> u32 {
 /// # Errors
 /// What the backend refuses or fails at.
 pub fn run(case: &Case, backend: &dyn Backend, seed: u64) -> Result<Vec<StepOutput>, BackendError> {
-    let block_tokens = backend.info().kv_block_tokens;
-    let sequences = case.steps.iter().flatten().map(|chunk| chunk.sequence + 1).max().unwrap_or(0);
-    let length = |sequence: usize| -> usize {
-        case.steps.iter().flatten().filter(|c| c.sequence == sequence).map(|c| c.rows).sum()
+    let mut prepared = Prepared::new(case, backend, seed)?;
+    case.steps.iter().map(|step| prepared.step(step, false)).collect()
+}
+
+/// Runs the steps of a case several times over and gives the seconds of each node in every run of the
+/// last step.
+///
+/// # Errors
+/// What the backend refuses or fails at.
+pub fn run_timed(
+    case: &Case,
+    backend: &dyn Backend,
+    seed: u64,
+    repetitions: usize,
+) -> Result<Vec<Vec<f64>>, BackendError> {
+    let mut prepared = Prepared::new(case, backend, seed)?;
+    let Some((last, before)) = case.steps.split_last() else { return Ok(Vec::new()) };
+    for step in before {
+        prepared.step(step, false)?;
+    }
+    let cached = prepared.cached.clone();
+    let timed = |_| {
+        prepared.cached.clone_from(&cached);
+        Ok(prepared.step(last, true)?.node_seconds)
     };
-    // Every sequence's blocks lie scattered over the pool.
-    let needed: Vec<usize> = (0..sequences).map(|s| length(s).div_ceil(block_tokens)).collect();
-    let blocks = needed.iter().sum::<usize>() + 2;
-    let mut order = Random::new(seed).permutation(blocks).into_iter().map(BlockId);
-    let tables: Vec<Vec<BlockId>> =
-        needed.iter().map(|&n| order.by_ref().take(n).collect()).collect();
+    (0..repetitions).map(timed).collect()
+}
 
-    let spec =
-        KvSpec { layers: case.graph.kv().to_vec(), kv_type: case.kv_type, blocks, block_tokens };
-    let weights = load(&case.graph, case, backend)?;
-    let bindings = Bindings { weights, kv: backend.kv_pool(&spec)? };
-    let rows = |step: &Vec<Chunk>| step.iter().map(|chunk| chunk.rows).sum::<usize>();
-    let tokens = case.steps.iter().map(rows).max().unwrap_or(0);
-    let limits = Limits { tokens, outputs: tokens, sequences };
-    let options = CompileOptions { limits, precision: case.precision, poison: true };
-    let mut program = backend.compile(&case.graph, &bindings, &options)?;
+/// A case on a backend.
+struct Prepared<'a> {
+    case: &'a Case,
+    seed: u64,
+    program: Box<dyn Program>,
+    tables: Vec<Vec<BlockId>>,
+    cached: Vec<usize>,
+}
 
-    let mut cached = vec![0; sequences];
-    let mut outputs = Vec::new();
-    for step in &case.steps {
+impl<'a> Prepared<'a> {
+    fn new(case: &'a Case, backend: &dyn Backend, seed: u64) -> Result<Self, BackendError> {
+        let block_tokens = backend.info().kv_block_tokens;
+        let chunks = || case.steps.iter().flatten();
+        let sequences = chunks().map(|chunk| chunk.sequence + 1).max().unwrap_or(0);
+        let length = |sequence: usize| -> usize {
+            chunks().filter(|c| c.sequence == sequence).map(|c| c.rows).sum()
+        };
+        // Every sequence's blocks lie scattered over the pool.
+        let needed: Vec<usize> = (0..sequences).map(|s| length(s).div_ceil(block_tokens)).collect();
+        let blocks = needed.iter().sum::<usize>() + 2;
+        let mut order = Random::new(seed).permutation(blocks).into_iter().map(BlockId);
+        let tables = needed.iter().map(|&n| order.by_ref().take(n).collect()).collect();
+
+        let layers = case.graph.kv().to_vec();
+        let spec = KvSpec { layers, kv_type: case.kv_type, blocks, block_tokens };
+        let weights = load(&case.graph, case, backend)?;
+        let bindings = Bindings { weights, kv: backend.kv_pool(&spec)? };
+        let rows = |step: &Vec<Chunk>| step.iter().map(|chunk| chunk.rows).sum::<usize>();
+        let tokens = case.steps.iter().map(rows).max().unwrap_or(0);
+        let limits = Limits { tokens, outputs: tokens, sequences };
+        let options = CompileOptions { limits, precision: case.precision, poison: true };
+        let program = backend.compile(&case.graph, &bindings, &options)?;
+        Ok(Self { case, seed, program, tables, cached: vec![0; sequences] })
+    }
+
+    fn step(&mut self, step: &[Chunk], want_times: bool) -> Result<StepOutput, BackendError> {
+        let Self { case, seed, program, tables, cached } = self;
         let (mut tokens, mut batch) = (Vec::new(), Vec::new());
         for chunk in step {
             let start = tokens.len();
             let positions = cached[chunk.sequence]..cached[chunk.sequence] + chunk.rows;
-            tokens.extend(positions.map(|at| Token::Id(token(case, seed, chunk.sequence, at))));
+            tokens.extend(positions.map(|at| Token::Id(token(case, *seed, chunk.sequence, at))));
             batch.push(SequenceRows {
                 rows: start..tokens.len(),
                 cached: cached[chunk.sequence],
@@ -74,13 +114,12 @@ pub fn run(case: &Case, backend: &dyn Backend, seed: u64) -> Result<Vec<StepOutp
             sequences: &batch,
             outputs: &rows,
             sampling: &sampling,
-            want_logits: true,
-            want_times: false,
+            want_logits: !want_times,
+            want_times,
             previous: None,
         };
-        outputs.push(program.enqueue(&inputs)?.read()?);
+        program.enqueue(&inputs)?.read()
     }
-    Ok(outputs)
 }
 
 fn load(

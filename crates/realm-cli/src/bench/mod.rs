@@ -2,54 +2,49 @@
 
 mod measure;
 mod ops;
+mod plan;
 mod report;
-mod tests_of;
+#[cfg(test)]
+mod tests;
 
-use std::time::Duration;
-
-use realm_runtime::{Engine, EngineOptions, Model};
+use realm_core::backend::Precision;
+use realm_runtime::{EngineOptions, Model, device::Device};
 
 use crate::{
     args::{EngineArgs, ModelArgs},
     console::{self, with_spinner},
     error::{CliError, Result},
-    load,
+    load, stats,
 };
 use measure::Bench;
-use tests_of::{Plan, Test};
+use plan::Plan;
+use report::{Ceilings, PeakMemory, Setting};
 
 /// Measure a model's speed.
 ///
-/// Each test is run once to warm up and then as often as --repetitions says; the table shows median,
+/// Each test runs once to warm up and then as often as --repetitions says; the table shows median,
 /// slowest and fastest. In the same run the machine's read bandwidth and the arithmetic peak of the
-/// instructions in use are measured, and the table says which part of each a test reached: a test
-/// whose parts are both far below 1 leaves speed on the table.
+/// instructions in use are measured, and the table says which part of each a test reached: weights
+/// and KV cache read against the bandwidth, multiplications and additions against the peak. A test
+/// that stays far below both leaves speed on the table.
 ///
 /// pp512 is a prompt of 512 tokens, tg128 the generation of 128 tokens one by one, pp512@d4096 and
 /// tg128@d4096 the same after 4096 tokens of context, tg128x8 generation in 8 sequences side by side.
+/// The time of a prompt includes its first generated token; that of a context is not counted.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens of a prompt; several with commas, 0 for none
-    #[arg(short = 'p', long, value_name = "TOKENS", value_delimiter = ',', default_value = "512")]
+    /// Tokens of a prompt; several with commas, 0 for no such test
+    #[arg(short, long, value_name = "TOKENS", value_delimiter = ',', default_value = "512")]
     prompt: Vec<u32>,
-    /// Tokens to generate; several with commas, 0 for none
+    /// Tokens to generate; several with commas, 0 for no such test
     #[arg(short = 'n', long, value_name = "TOKENS", value_delimiter = ',', default_value = "128")]
     generate: Vec<u32>,
     /// Tokens of context before each test; several with commas. Before a prompt they are rounded up
-    /// to a multiple of the longest prompt, so that its rows are a step of their own
+    /// to whole steps
     #[arg(short, long, value_name = "TOKENS", value_delimiter = ',', default_value = "0")]
     depth: Vec<u32>,
-    /// How often each test is measured
-    #[arg(
-        short,
-        long,
-        value_name = "N",
-        default_value_t = 5,
-        value_parser = clap::value_parser!(u32).range(1..=10_000)
-    )]
-    repetitions: u32,
     /// Sequences that generate side by side; several with commas
     #[arg(
         short,
@@ -60,7 +55,25 @@ pub(crate) struct BenchArgs {
         value_parser = clap::value_parser!(u32).range(1..=4096)
     )]
     batch: Vec<u32>,
-    /// Show each op's share of the time and of the machine's limits. Taking the times costs a little
+    /// Tokens of a step: longer prompts are cut into steps of this size
+    #[arg(
+        long,
+        value_name = "TOKENS",
+        default_value = "512",
+        value_parser = clap::value_parser!(u32).range(1..=65_536)
+    )]
+    step: u32,
+    /// How often each test is measured
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value = "5",
+        value_parser = clap::value_parser!(u32).range(1..=10_000)
+    )]
+    repetitions: u32,
+    /// Show what each kind of op takes and which part of the machine's limits it reaches. Taking the
+    /// times costs a little
     #[arg(long)]
     ops: bool,
     /// Print a JSON list instead of a table
@@ -75,36 +88,78 @@ pub(crate) struct BenchArgs {
 /// # Errors
 /// A model that cannot be loaded, tests that do not fit the memory, the device's failure.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    let plan = plan(args)?;
+    let model = Model::open(&args.model.model)?;
+    let device = args.engine.device.open()?;
+    let options = options(args, &plan)?;
+    // Measured before and after the tests: a shared machine has good and bad minutes.
+    let early = ceilings(&device, options.precision);
+    let peak = PeakMemory::reset();
+    let engine = load::engine(&model, &device, &options)?;
+    let [on, precision, _, memory] = stats::setting(&engine, &options);
+    [on, precision, memory].iter().for_each(console::say);
+
+    let precision = engine.precision();
+    let mut setting = Setting::new(&args.model.model, &engine, args.repetitions);
+    let mut bench = Bench::new(engine, model.vocabulary(), args.repetitions, options.times);
+    let results = plan.tests.iter().map(|test| bench.run(test)).collect::<Result<Vec<_>>>()?;
+    setting.peak_rss_bytes = peak.bytes();
+    setting.ceilings = Ceilings::best(early, ceilings(&device, precision));
+
+    let graph = bench.graph();
+    let mut out = console::Output::new();
+    if args.json {
+        out.line(report::json(&setting, graph, &results))?;
+    } else {
+        out.text(&report::table(&setting, &results))?;
+        for result in results.iter().filter(|_| args.ops) {
+            out.text(&ops::table(graph, result, setting.ceilings.as_ref()))?;
+        }
+    }
+    console::say(setting.summary());
+    out.flush()
+}
+
+/// What the machine can do with products of that precision.
+fn ceilings(device: &Device, precision: Precision) -> Option<Ceilings> {
+    let precision = match precision {
+        Precision::Auto => device.backend().info().auto_precision,
+        precision => precision,
+    };
+    let roofline = with_spinner("measuring the machine".into(), || device.roofline(precision))?;
+    Ceilings::new(roofline.read_bytes_per_second, roofline.ops_per_second, roofline.path)
+}
+
+fn plan(args: &BenchArgs) -> Result<Plan> {
     let sizes = |list: &[u32]| list.iter().map(|&tokens| tokens as usize).collect::<Vec<_>>();
     let plan = Plan::new(
         &sizes(&args.prompt),
         &sizes(&args.generate),
         &sizes(&args.depth),
         &sizes(&args.batch),
-    )?;
-    let model = Model::open(&args.model.model)?;
-    let device = args.engine.device.open()?;
-    let options = options(args, &plan)?;
-    let engine = load::engine(&model, &device, &options)?;
-    let precision = engine.precision();
-    let roofline = with_spinner("measuring the machine".into(), || device.roofline(precision));
-    let setting = report::Setting::new(&model, &engine, roofline, args.repetitions as usize);
-    let mut bench = Bench::new(engine, model.vocabulary(), args.repetitions as usize, args.ops);
-    let mut results = Vec::new();
-    for test in &plan.tests {
-        results.push(bench.run(test)?);
+        args.step as usize,
+    );
+    if plan.tests.is_empty() {
+        let problem = "nothing to measure; ask for a prompt with -p or for generation with -n";
+        return Err(CliError::Input(problem.into()));
     }
-    let mut out = console::Output::new();
-    if args.json {
-        out.line(report::json(&setting, &results, args.ops.then(|| bench.graph())))?;
-    } else {
-        out.text(&report::table(&setting, &results))?;
-        if args.ops {
-            for result in &results {
-                out.text(&ops::table(bench.graph(), result, setting.roofline.as_ref()))?;
-            }
-        }
+    Ok(plan)
+}
+
+/// A context that holds the longest test, or what `--ctx` asks for where that is more.
+fn options(args: &BenchArgs, plan: &Plan) -> Result<EngineOptions> {
+    let context = args.engine.ctx.map_or(plan.context, |tokens| tokens as usize);
+    if context < plan.context {
+        return Err(CliError::Input(format!(
+            "--ctx {context} is too small: the longest test takes {} tokens",
+            plan.context
+        )));
     }
-    report::say(&setting);
-    out.flush()
+    Ok(EngineOptions {
+        context: Some(context),
+        sequences: plan.sequences,
+        step_tokens: plan.step_tokens,
+        times: args.ops,
+        ..args.engine.options()
+    })
 }

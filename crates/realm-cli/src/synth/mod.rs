@@ -1,7 +1,7 @@
 //! `realm synth`: a model file with random weights, for measurements where no real one is at hand.
 
 mod blocks;
-mod random;
+pub(crate) mod random;
 mod shape;
 #[cfg(test)]
 mod tests;

@@ -113,13 +113,10 @@ pub(crate) enum Part {
     Vector,
 }
 
-/// Names of the tensors outside the layers and their parts.
-const WHOLE: &[(&str, Part)] = &[
-    ("token_embd", Part::Embedding),
-    ("output", Part::Output),
-    ("output_norm", Part::Vector),
-    ("rope_freqs", Part::Vector),
-];
+const EMBEDDING: (&str, Part) = ("token_embd", Part::Embedding);
+const ROPE_DIVISORS: (&str, Part) = ("rope_freqs", Part::Vector);
+const OUTPUT_NORM: (&str, Part) = ("output_norm", Part::Vector);
+const OUTPUT: (&str, Part) = ("output", Part::Output);
 
 /// Names of a layer's tensors and their parts, in the order in which a step needs them.
 const LAYER: &[(&str, Part)] = &[
@@ -157,7 +154,7 @@ impl Part {
                 let (layer, name) = rest.split_once('.')?;
                 (LAYER, name, layer.parse().ok()?)
             }
-            None => (WHOLE, name, 0),
+            None => (&[EMBEDDING, ROPE_DIVISORS, OUTPUT_NORM, OUTPUT][..], name, 0),
         };
         names.iter().find(|(known, _)| *known == name).map(|&(_, part)| (part, layer))
     }
@@ -178,25 +175,25 @@ impl Shape {
         }
     }
 
-    fn tensor(&self, name: String, part: Part, layer: usize) -> Tensor {
+    fn tensor(&self, (name, part): (&str, Part), layer: Option<usize>) -> Tensor {
+        let name =
+            layer.map_or(format!("{name}.weight"), |layer| format!("blk.{layer}.{name}.weight"));
         let (cols, rows) = self.dims(part);
-        Tensor { name: name + ".weight", part, layer, cols, rows }
+        Tensor { name, part, layer: layer.unwrap_or(0), cols, rows }
     }
 
     /// All tensors, in the order in which a step needs them.
     pub(crate) fn tensors(&self) -> Vec<Tensor> {
-        let mut tensors = vec![self.tensor("token_embd".into(), Part::Embedding, 0)];
+        let mut tensors = vec![self.tensor(EMBEDDING, None)];
         if self.rope_factor.is_some() {
-            let divisors = self.tensor("rope_freqs".into(), Part::Vector, 0);
-            tensors.push(Tensor { cols: self.head_dim / 2, ..divisors });
+            tensors.push(Tensor { cols: self.head_dim / 2, ..self.tensor(ROPE_DIVISORS, None) });
         }
         for layer in 0..self.layers {
-            let named = LAYER.iter().map(|(name, part)| (format!("blk.{layer}.{name}"), *part));
-            tensors.extend(named.map(|(name, part)| self.tensor(name, part, layer)));
+            tensors.extend(LAYER.iter().map(|&named| self.tensor(named, Some(layer))));
         }
-        tensors.push(self.tensor("output_norm".into(), Part::Vector, 0));
+        tensors.push(self.tensor(OUTPUT_NORM, None));
         if !self.tied {
-            tensors.push(self.tensor("output".into(), Part::Output, 0));
+            tensors.push(self.tensor(OUTPUT, None));
         }
         tensors
     }

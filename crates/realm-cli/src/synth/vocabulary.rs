@@ -253,7 +253,8 @@ mod tests {
 
     #[test]
     fn words_are_used_and_merged_from_earlier_ones() {
-        let words = invent('Ġ', 2000, &mut Rng::new(1));
+        // The words that `tokenizer` has too: they come in the same order, however many there are.
+        let words = invent('Ġ', 2000, &mut Rng::new(5));
         let mut known: HashSet<String> = byte_characters().into_iter().map(String::from).collect();
         for (left, right) in &words {
             assert!(known.contains(left) && known.contains(right), "{left} {right}");
@@ -265,6 +266,6 @@ mod tests {
             words.iter().map(|(l, r)| format!("{l}{r}").replace('Ġ', "")).collect();
         let text = text[..50].join(" ");
         let ids = tokenizer.encode(&text, EncodeOptions::default()).unwrap();
-        assert!(ids.len() * 3 < text.len() * 2, "{} of {}", ids.len(), text.len());
+        assert!(ids.len() * 2 < text.len(), "{} of {}", ids.len(), text.len());
     }
 }

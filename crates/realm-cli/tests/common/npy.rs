@@ -4,8 +4,7 @@ use std::{fs, path::Path};
 
 /// Writes a one-dimensional array of `count` elements of type `descr`.
 pub(crate) fn write(path: &Path, descr: &str, count: usize, data: &[u8]) {
-    let header =
-        format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({count},), }}\n");
+    let header = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({count},), }}\n");
     let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
     bytes.extend((header.len() as u16).to_le_bytes());
     bytes.extend(header.bytes());

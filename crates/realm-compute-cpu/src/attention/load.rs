@@ -11,12 +11,33 @@ const SCALED: usize = 32;
 /// Bytes fetched together.
 const LINE: usize = 64;
 
-/// Asks for the tile that is decoded next, while this one is computed with: blocks lie scattered, so
-/// the processor cannot guess.
-#[inline(always)]
-pub(super) fn prefetch<S: Simd>(simd: S, tile: &[u8]) {
-    for line in tile.chunks(LINE) {
-        simd.prefetch(line);
+/// Bytes that are to be asked for while something else is computed: blocks lie scattered, so the
+/// processor cannot guess where the next tiles are. Asked for all at once they would fill the queue
+/// of outstanding loads and hold up the computation.
+pub(super) struct Prefetch<'a> {
+    bytes: [&'a [u8]; 2],
+    /// Bytes to ask for at a time.
+    portion: usize,
+}
+
+impl<'a> Prefetch<'a> {
+    /// Both tiles, in `portions` about equal parts.
+    pub(super) fn new(tiles: [&'a [u8]; 2], portions: usize) -> Self {
+        let portion = tiles[0].len() / LINE * 2 / portions.max(1) + 1;
+        Self { bytes: tiles, portion: portion * LINE }
+    }
+
+    /// Asks for the next portion.
+    #[inline(always)]
+    pub(super) fn next<S: Simd>(&mut self, simd: S) {
+        if self.bytes[0].is_empty() {
+            self.bytes.swap(0, 1);
+        }
+        let (now, later) = self.bytes[0].split_at(self.portion.min(self.bytes[0].len()));
+        self.bytes[0] = later;
+        for line in now.chunks(LINE) {
+            simd.prefetch(line);
+        }
     }
 }
 

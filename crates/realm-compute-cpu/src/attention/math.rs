@@ -28,9 +28,7 @@ pub(super) fn exp2<S: Simd>(simd: S, x: S::F) -> S::F {
 /// [`exp2()`] of one number.
 #[inline(always)]
 pub(super) fn exp2_of<S: Simd>(simd: S, x: f32) -> f32 {
-    let mut lanes = [0.0; 16];
-    simd.store(exp2(simd, simd.splat(x)), &mut lanes);
-    lanes[0]
+    simd.first(exp2(simd, simd.splat(x)))
 }
 
 /// `tanh x` with a relative error below 3e-7; ±1 for ±∞, NaN for NaN.

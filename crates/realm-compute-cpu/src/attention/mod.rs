@@ -36,7 +36,7 @@ const SPAN: usize = 512;
 
 /// Query rows (positions × heads of a group) that share a pass over keys and values, unless a group
 /// has more.
-const TILE_ROWS: usize = 64;
+const TILE_ROWS: usize = 96;
 
 /// An attention op with a step's sequences.
 pub(crate) struct Attend<'a> {
@@ -58,9 +58,18 @@ struct Work {
     /// Spans of the cache that its rows see, counted from the cache's start; one where the cache is
     /// not split.
     spans: Range<usize>,
-    first_task: usize,
-    /// Place of its first partial result, where it has more than one span.
-    first_slot: usize,
+    first: Counts,
+}
+
+/// Numbers of things, or the first of each.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    /// KV heads × tiles of query rows × spans.
+    tasks: usize,
+    /// Partial results: rows × heads × spans, of the sequences with more than one span.
+    slots: usize,
+    /// Rows × KV heads of these sequences.
+    merges: usize,
 }
 
 thread_local! {
@@ -96,9 +105,9 @@ impl Attend<'_> {
         CALL.with_borrow_mut(|(works, partials)| {
             let positions = (TILE_ROWS / group).max(1);
             let slot = Partial::len(head_dim);
-            let (tasks, slots) = self.plan(works, kv_heads, positions);
-            if partials.len() < slots * slot {
-                partials.resize(slots * slot, 0.0);
+            let counts = self.plan(works, kv_heads, positions);
+            if partials.len() < counts.slots * slot {
+                partials.resize(counts.slots * slot, 0.0);
             }
             let (partials, out) = (SharedMut::new(partials), SharedMut::new(out));
             let call = Call {
@@ -113,43 +122,36 @@ impl Attend<'_> {
                 partials: &partials,
                 out: &out,
             };
-            pool.run(tasks, |task| {
+            pool.run(counts.tasks, |task| {
                 let task = &Task::new(&call, task);
                 scratch::with(task.tile.rows.len() * group, head_dim, |scratch| {
                     dispatch(isa, Tile { call: &call, task, scratch });
                 });
             });
-            // One task a generated row.
-            let rows = |work: &&Work| work.spans.len() > 1;
-            for work in works.iter().filter(rows) {
-                let rows = self.sequences[work.sequence].rows.len();
-                pool.run(rows * kv_heads, |at| {
-                    let (row, kv_head) = (at / kv_heads, at % kv_heads);
-                    dispatch(isa, Merge { call: &call, work, row, kv_head });
-                });
-            }
+            pool.run(counts.merges, |merge| dispatch(isa, Merge::new(&call, merge)));
         });
     }
 
-    /// Lists the tasks, prompts first; gives their number and that of partial results.
-    fn plan(&self, works: &mut Vec<Work>, kv_heads: usize, positions: usize) -> (usize, usize) {
-        let (mut first_task, mut first_slot) = (0, 0);
+    /// Lists the tasks, prompts first; gives their numbers.
+    fn plan(&self, works: &mut Vec<Work>, kv_heads: usize, positions: usize) -> Counts {
+        let mut next = Counts::default();
         works.clear();
         for role in [Role::Prefill, Role::Decode] {
             for (at, sequence) in self.sequences.iter().enumerate() {
                 if sequence.role != role || sequence.rows.is_empty() {
                     continue;
                 }
-                let spans = self.spans(sequence);
+                let (spans, rows) = (self.spans(sequence), sequence.rows.len());
                 let count = spans.len();
-                works.push(Work { sequence: at, spans, first_task, first_slot });
-                first_task += sequence.rows.len().div_ceil(positions) * count * kv_heads;
+                works.push(Work { sequence: at, spans, first: next });
+                next.tasks += rows.div_ceil(positions) * count * kv_heads;
                 if count > 1 {
-                    first_slot += sequence.rows.len() * self.spec.heads * count;
+                    next.slots += rows * self.spec.heads * count;
+                    next.merges += rows * kv_heads;
                 }
             }
         }
-        (first_task, first_slot)
+        next
     }
 
     fn spans(&self, sequence: &SequenceRows<'_>) -> Range<usize> {
@@ -198,8 +200,7 @@ impl Call<'_> {
 
     /// Numbers of `partials` for a head of a sequence's row, over a range of spans.
     fn slots(&self, work: &Work, row: usize, head: usize, spans: Range<usize>) -> Range<usize> {
-        let first =
-            work.first_slot + (row * self.attend.spec.heads + head) * work.spans.len();
+        let first = work.first.slots + (row * self.attend.spec.heads + head) * work.spans.len();
         (first + spans.start - work.spans.start) * self.slot
             ..(first + spans.end - work.spans.start) * self.slot
     }
@@ -221,10 +222,10 @@ struct Task<'a> {
 impl<'a> Task<'a> {
     fn new(call: &Call<'a>, task: usize) -> Self {
         let attend = call.attend;
-        let work = call.works.partition_point(|work| work.first_task <= task) - 1;
+        let work = call.works.partition_point(|work| work.first.tasks <= task) - 1;
         let work = &call.works[work];
         let sequence = &attend.sequences[work.sequence];
-        let (spans, local) = (work.spans.len(), task - work.first_task);
+        let (spans, local) = (work.spans.len(), task - work.first.tasks);
         let (kv_head, local) = (local % call.kv_heads, local / call.kv_heads);
         let (span, local) = (work.spans.start + local % spans, local / spans);
         // The last tile sees most: big tasks first.
@@ -302,6 +303,15 @@ struct Merge<'a> {
     work: &'a Work,
     row: usize,
     kv_head: usize,
+}
+
+impl<'a> Merge<'a> {
+    fn new(call: &'a Call<'a>, merge: usize) -> Self {
+        let work = call.works.partition_point(|work| work.first.merges <= merge) - 1;
+        let work = &call.works[work];
+        let local = merge - work.first.merges;
+        Self { call, work, row: local / call.kv_heads, kv_head: local % call.kv_heads }
+    }
 }
 
 impl Kernel for Merge<'_> {

@@ -109,6 +109,10 @@ impl Product<'_> {
     ///
     /// # Safety
     /// As for [`Self::rows`], and N vectors from `col` on.
+    #[expect(
+        clippy::needless_range_loop,
+        reason = "i and j name a row and a vector of C throughout"
+    )]
     #[inline(always)]
     unsafe fn block<S: Simd, const ADD: bool, const M: usize, const N: usize>(
         &mut self,

@@ -1,7 +1,7 @@
 //! A thread's work memory, kept between calls: no larger than a tile.
 
 use crate::kv::KV_BLOCK_TOKENS;
-use std::cell::RefCell;
+use std::{cell::RefCell, ops::Range};
 
 /// Keys of a tile that a row sees: `start..end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +29,20 @@ impl Span {
 
     pub(super) fn is_empty(self) -> bool {
         self.start >= self.end
+    }
+
+    pub(super) fn range(self) -> Range<usize> {
+        self.start()..self.end()
+    }
+
+    /// The smallest that holds both.
+    #[inline]
+    pub(super) fn hull(self, other: Self) -> Self {
+        match (self.is_empty(), other.is_empty()) {
+            (true, _) => other,
+            (_, true) => self,
+            _ => Self { start: self.start.min(other.start), end: self.end.max(other.end) },
+        }
     }
 }
 
@@ -98,7 +112,16 @@ pub(super) fn with<R>(rows: usize, head_dim: usize, work: impl FnOnce(&mut Scrat
         });
         let spans = &mut spans[..rows];
         work(&mut Scratch {
-            stride, spans, query, scores, keys, values, sums, totals, peaks, factors,
+            stride,
+            spans,
+            query,
+            scores,
+            keys,
+            values,
+            sums,
+            totals,
+            peaks,
+            factors,
         })
     })
 }

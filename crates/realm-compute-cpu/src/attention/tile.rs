@@ -45,27 +45,35 @@ impl QueryTile<'_> {
         let tiles = keys.start / KV_BLOCK_TOKENS..keys.end.div_ceil(KV_BLOCK_TOKENS);
         for tile in tiles.clone() {
             let seen = self.spans(tile, &keys, scratch.spans);
-            if seen.start >= seen.end {
+            if seen.is_empty() {
                 continue;
             }
             let (kv_type, head_dim) = (self.cache.kv_type(), self.spec.head_dim);
             let block = self.sequence.blocks[tile];
             let keys = self.cache.tile(self.layer, Part::Key, block, self.kv_head);
-            load::keys(simd, kv_type, keys, seen.clone(), scratch.keys);
-            if false {
-                let next = self.sequence.blocks[tile + 1];
-                load::prefetch(simd, self.cache.tile(self.layer, Part::Key, next, self.kv_head));
-                load::prefetch(simd, self.cache.tile(self.layer, Part::Value, next, self.kv_head));
-            }
-            scores(simd, scratch, head_dim);
-            for row in 0..scratch.spans.len() {
+            load::keys(simd, kv_type, keys, seen.range(), scratch.keys);
+            let rows = scratch.spans.len();
+            let mut next =
+                load::Prefetch::new(self.after(tile, tiles.end), rows + 2 * rows.div_ceil(6));
+            scores(simd, scratch, head_dim, &mut next);
+            for row in 0..rows {
+                next.next(simd);
                 softmax(simd, scratch, row, self.spec.soft_cap);
             }
             let values = self.cache.tile(self.layer, Part::Value, block, self.kv_head);
-            let shape = (seen, head_dim, scratch.stride);
+            let shape = (seen.range(), head_dim, scratch.stride);
             load::values(simd, kv_type, values, shape, scratch.values);
-            sums(simd, scratch);
+            sums(simd, scratch, &mut next);
         }
+    }
+
+    /// The tiles of keys and values that follow, if any.
+    fn after(&self, tile: usize, end: usize) -> [&[u8]; 2] {
+        if tile + 1 == end {
+            return [&[], &[]];
+        }
+        let block = self.sequence.blocks[tile + 1];
+        [Part::Key, Part::Value].map(|part| self.cache.tile(self.layer, part, block, self.kv_head))
     }
 
     /// Copies the query rows, scaled, and starts their sums.
@@ -91,18 +99,16 @@ impl QueryTile<'_> {
 
     /// What each row sees of a tile, within `keys`; gives what all together see.
     #[inline(always)]
-    fn spans(&self, tile: usize, keys: &Range<usize>, spans: &mut [Span]) -> Range<usize> {
+    fn spans(&self, tile: usize, keys: &Range<usize>, spans: &mut [Span]) -> Span {
         let first = tile * KV_BLOCK_TOKENS;
         let (low, high) = (keys.start.max(first), keys.end.min(first + KV_BLOCK_TOKENS));
-        let mut all = KV_BLOCK_TOKENS..0;
+        let mut all = Span::EMPTY;
         for (row, spans) in self.rows.clone().zip(spans.chunks_exact_mut(self.group)) {
             let visible = self.visible(row);
             let (start, end) = (visible.start.max(low), visible.end.min(high));
             let span =
                 if start < end { Span::new(start - first, end - first) } else { Span::EMPTY };
-            if !span.is_empty() {
-                all = all.start.min(span.start())..all.end.max(span.end());
-            }
+            all = all.hull(span);
             spans.fill(span);
         }
         all
@@ -111,18 +117,20 @@ impl QueryTile<'_> {
 
 /// `scores = query · keysᵀ`, at least where a row sees the key.
 #[inline(always)]
-fn scores<S: Simd>(simd: S, scratch: &mut Scratch<'_>, head_dim: usize) {
+fn scores<S: Simd>(
+    simd: S,
+    scratch: &mut Scratch<'_>,
+    head_dim: usize,
+    next: &mut load::Prefetch<'_>,
+) {
     let mut row = 0;
     while row < scratch.spans.len() {
         let rows = step(scratch.spans.len() - row);
-        let mut seen = KV_BLOCK_TOKENS..0;
-        for span in &scratch.spans[row..row + rows] {
-            if !span.is_empty() {
-                seen = seen.start.min(span.start())..seen.end.max(span.end());
-            }
-        }
-        if seen.start < seen.end {
-            let start = seen.start / S::LANES * S::LANES;
+        next.next(simd);
+        let spans = &scratch.spans[row..row + rows];
+        let seen = spans.iter().fold(Span::EMPTY, |all, span| all.hull(*span));
+        if !seen.is_empty() {
+            let start = seen.start() / S::LANES * S::LANES;
             let product = Product {
                 a: &scratch.query[row * head_dim..],
                 a_stride: head_dim,
@@ -131,7 +139,7 @@ fn scores<S: Simd>(simd: S, scratch: &mut Scratch<'_>, head_dim: usize) {
                 c: &mut scratch.scores[row * KV_BLOCK_TOKENS + start..],
                 c_stride: KV_BLOCK_TOKENS,
                 rows,
-                cols: (seen.end - start).next_multiple_of(S::LANES),
+                cols: (seen.end() - start).next_multiple_of(S::LANES),
                 depth: head_dim,
             };
             product.set(simd);
@@ -150,56 +158,67 @@ fn softmax<S: Simd>(simd: S, scratch: &mut Scratch<'_>, row: usize, soft_cap: Op
     }
     let scores = &mut scratch.scores[row * KV_BLOCK_TOKENS..][..KV_BLOCK_TOKENS];
     let first = span.start() / S::LANES * S::LANES;
-    let last = (span.end() - 1) / S::LANES * S::LANES;
+    let end = span.end().next_multiple_of(S::LANES);
     if let Some(cap) = soft_cap {
         let cap = simd.splat(cap * LOG2_E);
-        for at in (first..=last).step_by(S::LANES) {
-            let capped = simd.mul(tanh(simd, simd.load(&scores[at..])), cap);
-            simd.store(capped, &mut scores[at..]);
+        for scores in scores[first..end].chunks_exact_mut(S::LANES) {
+            simd.store(simd.mul(tanh(simd, simd.load(scores)), cap), scores);
         }
     }
     // Keys that the row does not see get a score of −∞, hence a weight of 0.
-    for at in [first, last] {
+    for at in [first, end - S::LANES] {
         let (from, to) = (span.start().saturating_sub(at), span.end() - at);
         if from > 0 || to < S::LANES {
             let kept = simd.keep(simd.load(&scores[at..]), from, to, f32::NEG_INFINITY);
             simd.store(kept, &mut scores[at..]);
         }
     }
-    let mut peak = simd.splat(f32::NEG_INFINITY);
-    for at in (first..=last).step_by(S::LANES) {
-        peak = simd.max(peak, simd.load(&scores[at..]));
-    }
-    let old = scratch.peaks[row];
-    let peak = old.max(simd.reduce_max(peak));
-    scratch.peaks[row] = peak;
-    // Where all scores are −∞ so far, any finite number in place of the peak gives weights of 0.
-    let base = simd.splat(if peak == f32::NEG_INFINITY { 0.0 } else { peak });
-    let factor = exp2(simd, simd.sub(simd.splat(old), base));
-    scratch.factors[row] = first_lane(simd, factor);
     let totals = &mut scratch.totals[row * 16..][..16];
-    let mut total = simd.mul(simd.load(totals), factor);
-    for at in (first..=last).step_by(S::LANES) {
-        let weight = exp2(simd, simd.sub(simd.load(&scores[at..]), base));
-        simd.store(weight, &mut scores[at..]);
+    let state = (&mut scratch.peaks[row], totals, &mut scratch.factors[row]);
+    // The same twice: a known length is unrolled and read once.
+    match <&mut [f32; KV_BLOCK_TOKENS]>::try_from(&mut scores[first..end]) {
+        Ok(scores) => weigh(simd, scores, state),
+        Err(_) => weigh(simd, &mut scores[first..end], state),
+    }
+}
+
+/// [`softmax`] of scores that count, given peak, total and factor.
+#[inline(always)]
+fn weigh<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    (peak, totals, factor): (&mut f32, &mut [f32], &mut f32),
+) {
+    let mut highest = simd.splat(f32::NEG_INFINITY);
+    for scores in scores.chunks_exact(S::LANES) {
+        highest = simd.max(highest, simd.load(scores));
+    }
+    let old = *peak;
+    *peak = old.max(simd.reduce_max(highest));
+    // Where all scores are −∞ so far, any finite number in place of the peak gives weights of 0.
+    let base = simd.splat(if *peak == f32::NEG_INFINITY { 0.0 } else { *peak });
+    // Mostly the peak stays. The shortcut changes no bits: `exp2` of 0 is 1.
+    let mut scale = simd.splat(1.0);
+    if *peak != old {
+        scale = exp2(simd, simd.sub(simd.splat(old), base));
+    }
+    *factor = simd.first(scale);
+    let mut total = simd.mul(simd.load(totals), scale);
+    for scores in scores.chunks_exact_mut(S::LANES) {
+        let weight = exp2(simd, simd.sub(simd.load(scores), base));
+        simd.store(weight, scores);
         total = simd.add(total, weight);
     }
     simd.store(total, totals);
 }
 
-#[inline(always)]
-fn first_lane<S: Simd>(simd: S, v: S::F) -> f32 {
-    let mut lanes = [0.0; 16];
-    simd.store(v, &mut lanes);
-    lanes[0]
-}
-
 /// `sums = factor · sums + weights · values`, a row over the keys that it sees.
 #[inline(always)]
-fn sums<S: Simd>(simd: S, scratch: &mut Scratch<'_>) {
+fn sums<S: Simd>(simd: S, scratch: &mut Scratch<'_>, next: &mut load::Prefetch<'_>) {
     let mut row = 0;
     while row < scratch.spans.len() {
         let rows = step(scratch.spans.len() - row);
+        next.next(simd);
         let span = scratch.spans[row];
         if scratch.spans[row..row + rows].iter().all(|other| *other == span) {
             if !span.is_empty() {

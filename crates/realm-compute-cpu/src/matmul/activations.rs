@@ -1,15 +1,21 @@
 //! A product's input, in the form that the kernels read. Prepared once for all weights that the
 //! same input meets.
 
+use std::ops::Range;
+
 use realm_core::backend::Precision;
 
+use super::{
+    lanes::{self, Kernel, Lanes},
+    unpack::TILE,
+};
 use crate::{elementwise::Cpu, shared::SharedMut};
 
 /// Elements that share a scale when activations are quantized to 8 bits.
 pub(super) const GROUP: usize = 32;
 
-/// Words a quantized group takes: see [`QuantRow`].
-const GROUP_WORDS: usize = GROUP / 4 + 7;
+/// Groups of a row that lie together: as many as a tile of weights has. Then the next row's follow.
+pub(super) const GROUPS: usize = TILE / GROUP;
 
 /// Elements below which preparing stays on the caller's thread.
 const SERIAL: usize = 16 * 1024;
@@ -17,7 +23,7 @@ const SERIAL: usize = 16 * 1024;
 /// Memory for prepared activations.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    quants: Vec<u32>,
+    groups: Vec<QuantGroup>,
     rounded: Vec<f32>,
 }
 
@@ -25,42 +31,50 @@ pub(crate) struct Scratch {
 #[derive(Clone, Copy)]
 pub(crate) struct Activations<'a> {
     floats: &'a [f32],
-    quants: &'a [u32],
+    groups: &'a [QuantGroup],
     rows: usize,
     cols: usize,
     precision: Precision,
 }
 
-/// One row, quantized in groups of 32: `x = scale · q`, q in −127..=127. Vectors follow one another
-/// in a row's words.
-#[derive(Clone, Copy)]
-pub(super) struct QuantRow<'a> {
-    /// Four quants a word, eight words a group.
-    pub(super) quants: &'a [u32],
-    /// A group's scale, as bits.
-    pub(super) scales: &'a [u32],
-    /// What the kernel needs for the weights' minima or zeros, a word each group of `GROUP` weights
-    /// or each half: scale · Σq as bits of a float, or −Σq as an integer.
-    pub(super) sums: &'a [u32],
+/// 32 quantized elements of a row, `x = scale · q` with q in −127..=127, and the sums of their
+/// quants that products with weights' minima and offsets need. One cache line.
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C, align(64))]
+pub(super) struct QuantGroup {
+    /// Four quants a word, the first in the lowest byte.
+    pub(super) quants: [u32; GROUP / 4],
+    /// What a quant of 1 stands for; NaN where an element is not finite.
+    pub(super) scale: f32,
+    /// −Σq.
+    pub(super) minus_sum: i32,
+    /// −Σq of each half.
+    pub(super) minus_halves: [i32; 2],
+    /// scale · Σq.
+    pub(super) sum: f32,
+    /// scale · Σq of each half.
+    pub(super) halves: [f32; 2],
 }
 
 impl Scratch {
-    /// Memory for inputs of up to `elements` elements (rows · columns), all in all.
+    /// Memory for inputs of up to `elements` elements (rows · columns).
     pub(crate) fn new(elements: usize, precision: Precision) -> Self {
         let mut scratch = Self::default();
+        scratch.reserve(elements, precision);
+        scratch
+    }
+
+    fn reserve(&mut self, elements: usize, precision: Precision) {
         match precision {
-            Precision::Int8 | Precision::Auto => {
-                scratch.quants.resize(elements.div_ceil(GROUP) * GROUP_WORDS, 0);
-            }
-            Precision::F16 | Precision::BF16 => scratch.rounded.resize(elements, 0.0),
+            Precision::Int8 | Precision::Auto => grow(&mut self.groups, elements / GROUP),
+            Precision::F16 | Precision::BF16 => grow(&mut self.rounded, elements),
             Precision::F32 => {}
         }
-        scratch
     }
 
     /// Bytes it takes.
     pub(crate) fn bytes(&self) -> usize {
-        size_of_val(&self.quants[..]) + size_of_val(&self.rounded[..])
+        size_of_val(&self.groups[..]) + size_of_val(&self.rounded[..])
     }
 
     /// Prepares `x`, `[rows, cols]`, for products in `precision` (`Auto` is `Int8`). Takes more
@@ -79,33 +93,20 @@ impl Scratch {
     ) -> Activations<'a> {
         let rows = x.len() / cols.max(1);
         assert_eq!(x.len(), rows * cols, "activations are whole rows");
-        let mut out = Activations { floats: x, quants: &[], rows, cols, precision };
+        self.reserve(x.len(), precision);
+        let mut out = Activations { floats: x, groups: &[], rows, cols, precision };
         match precision {
             Precision::F32 => {}
             Precision::F16 | Precision::BF16 => {
-                grow(&mut self.rounded, x.len());
                 let rounded = &mut self.rounded[..x.len()];
-                match precision {
-                    Precision::F16 => cpu.each_row(x, cols, rounded, cols, |x, out| {
-                        for (out, &x) in out.iter_mut().zip(x) {
-                            *out = round_f16(x);
-                        }
-                    }),
-                    _ => cpu.each_row(x, cols, rounded, cols, |x, out| {
-                        for (out, &x) in out.iter_mut().zip(x) {
-                            *out = round_bf16(x);
-                        }
-                    }),
-                }
+                round(cpu, x, precision, rounded);
                 out.floats = rounded;
             }
             // Quantized weights have whole groups; others are multiplied as floats.
             Precision::Int8 | Precision::Auto if cols.is_multiple_of(GROUP) => {
-                let words = cols / GROUP * GROUP_WORDS;
-                grow(&mut self.quants, rows * words);
-                let quants = &mut self.quants[..rows * words];
-                cpu.each_row(x, cols, quants, words, quantize_row);
-                out.quants = quants;
+                let groups = &mut self.groups[..rows * (cols / GROUP)];
+                quantize(cpu, x, cols, groups);
+                out.groups = groups;
             }
             Precision::Int8 | Precision::Auto => {}
         }
@@ -119,29 +120,82 @@ fn grow<T: Clone + Default>(vec: &mut Vec<T>, len: usize) {
     }
 }
 
-impl Cpu<'_> {
-    /// Calls `row(input row, output row)` for all rows, on all threads where it pays.
-    fn each_row<T: Send>(
-        &self,
-        input: &[f32],
-        in_cols: usize,
-        output: &mut [T],
-        out_cols: usize,
-        row: impl Fn(&[f32], &mut [T]) + Sync,
-    ) {
-        let rows = input.len() / in_cols.max(1);
-        let tasks = if input.len() < SERIAL { 1 } else { rows.min(4 * self.pool.threads()) };
-        let shared = SharedMut::new(output);
-        self.pool.run(tasks, |task| {
-            self.isa.run(|| {
-                for at in rows * task / tasks..rows * (task + 1) / tasks {
-                    // SAFETY: every row belongs to one task.
-                    let output = unsafe { shared.range(at * out_cols..(at + 1) * out_cols) };
-                    row(&input[at * in_cols..(at + 1) * in_cols], output);
-                }
-            });
-        });
+/// Rounds elements to half precision or bfloat16, on all threads where it pays.
+fn round(cpu: Cpu<'_>, x: &[f32], precision: Precision, rounded: &mut [f32]) {
+    let tasks = if x.len() < SERIAL { 1 } else { 4 * cpu.pool.threads() };
+    let rounded = SharedMut::new(rounded);
+    cpu.pool.run(tasks, |task| {
+        let range = x.len() * task / tasks..x.len() * (task + 1) / tasks;
+        let x = &x[range.clone()];
+        // SAFETY: the tasks' ranges follow one another.
+        let rounded = unsafe { rounded.range(range) };
+        lanes::run(cpu.isa, Round { x, precision, rounded });
+    });
+}
+
+/// Rounds some of the elements.
+struct Round<'a> {
+    x: &'a [f32],
+    precision: Precision,
+    rounded: &'a mut [f32],
+}
+
+impl Kernel for Round<'_> {
+    #[inline(always)]
+    fn run<const N: usize, L: Lanes<N>>(self, _: L) {
+        let pairs = self.rounded.iter_mut().zip(self.x);
+        // One loop a type: a choice inside it would keep it from vectorising.
+        if self.precision == Precision::F16 {
+            pairs.for_each(|(out, &x)| *out = round_f16(x));
+        } else {
+            pairs.for_each(|(out, &x)| *out = round_bf16(x));
+        }
     }
+}
+
+/// Quantizes rows of `cols` elements, a multiple of 32, on all threads where it pays.
+fn quantize(cpu: Cpu<'_>, x: &[f32], cols: usize, groups: &mut [QuantGroup]) {
+    let rows = x.len() / cols.max(1);
+    let tasks = if x.len() < SERIAL { 1 } else { rows.min(4 * cpu.pool.threads()) };
+    let groups = &SharedMut::new(groups);
+    cpu.pool.run(tasks, |task| {
+        let rows = rows * task / tasks..rows * (task + 1) / tasks;
+        lanes::run(cpu.isa, Quantize { x, cols, rows, groups });
+    });
+}
+
+/// Quantizes some of the rows.
+struct Quantize<'a> {
+    x: &'a [f32],
+    cols: usize,
+    rows: Range<usize>,
+    groups: &'a SharedMut<'a, QuantGroup>,
+}
+
+impl Kernel for Quantize<'_> {
+    #[inline(always)]
+    fn run<const N: usize, L: Lanes<N>>(self, _: L) {
+        let all = self.x.len() / self.cols.max(1);
+        for row in self.rows {
+            let x = &self.x[row * self.cols..(row + 1) * self.cols];
+            for (tile, x) in x.chunks(TILE).enumerate() {
+                // SAFETY: every row belongs to one task.
+                let groups = unsafe { self.groups.range(place(all, self.cols, row, tile)) };
+                for (group, x) in groups.iter_mut().zip(x.as_chunks().0) {
+                    *group = quantize_group(x);
+                }
+            }
+        }
+    }
+}
+
+/// Where the groups are that row `row` has in tile `tile`.
+#[inline(always)]
+fn place(rows: usize, cols: usize, row: usize, tile: usize) -> Range<usize> {
+    let before = tile * GROUPS;
+    let len = (cols / GROUP - before).min(GROUPS);
+    let start = before * rows + row * len;
+    start..start + len
 }
 
 impl<'a> Activations<'a> {
@@ -171,53 +225,16 @@ impl<'a> Activations<'a> {
         &self.floats[row * self.cols..(row + 1) * self.cols]
     }
 
-    /// A row's quants, with the sums for formats with minima (`min`), of groups or of their halves.
+    /// The groups of a row in tile `tile` of the columns.
     #[inline(always)]
-    pub(super) fn quant_row(&self, row: usize, halves: bool, min: bool) -> QuantRow<'a> {
-        let groups = self.cols / GROUP;
-        let words = &self.quants[row * groups * GROUP_WORDS..(row + 1) * groups * GROUP_WORDS];
-        let (quants, words) = words.split_at(groups * (GROUP / 4));
-        let (scales, words) = words.split_at(groups);
-        let start = groups * (usize::from(halves) + 3 * usize::from(min));
-        let sums = &words[start..start + groups * (1 + usize::from(halves))];
-        QuantRow { quants, scales, sums }
+    pub(super) fn groups(&self, row: usize, tile: usize) -> &'a [QuantGroup] {
+        &self.groups[place(self.rows, self.cols, row, tile)]
     }
 }
 
-/// Quantizes a row. The same bits on every processor: no step is fused.
+/// Quantizes a group: the same bits on every processor, as no step is fused.
 #[inline(always)]
-fn quantize_row(x: &[f32], out: &mut [u32]) {
-    let (groups, _) = x.as_chunks::<GROUP>();
-    let count = groups.len();
-    let (quants, out) = out.split_at_mut(count * (GROUP / 4));
-    let (scales, out) = out.split_at_mut(count);
-    let (sums, out) = out.split_at_mut(count);
-    let (half_sums, out) = out.split_at_mut(2 * count);
-    let (weighted, weighted_halves) = out.split_at_mut(count);
-    let (quants, _) = quants.as_chunks_mut::<{ GROUP / 4 }>();
-    for (at, (x, quants)) in groups.iter().zip(quants).enumerate() {
-        let (scale, q) = quantize_group(x);
-        let mut parts = [0i32; 2];
-        for (part, q) in parts.iter_mut().zip(q.as_chunks::<{ GROUP / 2 }>().0) {
-            *part = q.iter().map(|&q| i32::from(q)).sum();
-        }
-        for (word, q) in quants.iter_mut().zip(q.as_chunks::<4>().0) {
-            *word = u32::from_le_bytes(q.map(|q| q as u8));
-        }
-        let sum = parts[0] + parts[1];
-        scales[at] = scale.to_bits();
-        sums[at] = (-sum) as u32;
-        weighted[at] = (scale * sum as f32).to_bits();
-        for half in 0..2 {
-            half_sums[2 * at + half] = (-parts[half]) as u32;
-            weighted_halves[2 * at + half] = (scale * parts[half] as f32).to_bits();
-        }
-    }
-}
-
-/// Scale and quants of one group.
-#[inline(always)]
-fn quantize_group(x: &[f32; GROUP]) -> (f32, [i8; GROUP]) {
+fn quantize_group(x: &[f32; GROUP]) -> QuantGroup {
     /// The bits of infinity; above are those of NaN.
     const INFINITY: u32 = 0x7f80_0000;
     /// Adding 1.5 · 2²³ leaves the nearest integer in the lowest bits, ties to even.
@@ -228,11 +245,23 @@ fn quantize_group(x: &[f32; GROUP]) -> (f32, [i8; GROUP]) {
     let inverse = 127.0 / max;
     let inverse = if inverse.is_finite() { inverse } else { 0.0 };
     let scale = if top >= INFINITY { f32::NAN } else { max / 127.0 };
-    let mut q = [0; GROUP];
+    let mut q = [0i8; GROUP];
     for (q, &x) in q.iter_mut().zip(x) {
         *q = (x * inverse + ROUND).to_bits() as i8;
     }
-    (scale, q)
+    let mut out = QuantGroup { scale, ..QuantGroup::default() };
+    for (word, q) in out.quants.iter_mut().zip(q.as_chunks::<4>().0) {
+        *word = u32::from_le_bytes(q.map(|q| q as u8));
+    }
+    let mut sums = [0i32; 2];
+    for (sum, q) in sums.iter_mut().zip(q.as_chunks::<{ GROUP / 2 }>().0) {
+        *sum = q.iter().map(|&q| i32::from(q)).sum();
+    }
+    out.minus_sum = -(sums[0] + sums[1]);
+    out.minus_halves = sums.map(|sum| -sum);
+    out.sum = scale * (sums[0] + sums[1]) as f32;
+    out.halves = sums.map(|sum| scale * sum as f32);
+    out
 }
 
 /// The nearest half-precision number, ties to even, infinite from 65520 on; without branches.
@@ -274,7 +303,11 @@ mod tests {
                 continue;
             }
             assert_eq!(round_f16(x).to_bits(), half::f16::from_f32(x).to_f32().to_bits(), "{x:e}");
-            assert_eq!(round_bf16(x).to_bits(), half::bf16::from_f32(x).to_f32().to_bits(), "{x:e}");
+            assert_eq!(
+                round_bf16(x).to_bits(),
+                half::bf16::from_f32(x).to_f32().to_bits(),
+                "{x:e}"
+            );
         }
         for x in [65_519.99, 65_520.0, -65_520.0, 6.1e-5, 5.96e-8, 2.98e-8, -2.9e-8, 0.0, -0.0] {
             assert_eq!(round_f16(x).to_bits(), half::f16::from_f32(x).to_f32().to_bits(), "{x:e}");
@@ -284,16 +317,25 @@ mod tests {
     #[test]
     fn a_group_keeps_its_largest_element_and_shows_what_is_not_finite() {
         let mut x: [f32; GROUP] = std::array::from_fn(|at| at as f32 - 20.0);
-        let (scale, q) = quantize_group(&x);
-        assert_eq!((scale, q[0], q[20]), (20.0 / 127.0, -127, 0));
-        for (x, q) in x.iter().zip(q) {
-            assert!((x - scale * f32::from(q)).abs() <= scale * 0.5001);
+        let group = quantize_group(&x);
+        let q: Vec<i8> =
+            group.quants.iter().flat_map(|word| word.to_le_bytes()).map(|q| q as i8).collect();
+        assert_eq!((group.scale, q[0], q[20]), (20.0 / 127.0, -127, 0));
+        for (x, &q) in x.iter().zip(&q) {
+            assert!((x - group.scale * f32::from(q)).abs() <= group.scale * 0.5001);
         }
-        assert_eq!(quantize_group(&[0.0; GROUP]), (0.0, [0; GROUP]));
-        assert_eq!(quantize_group(&[1e-40; GROUP]).1, [0; GROUP]);
+        let sum = |q: &[i8]| q.iter().map(|&q| i32::from(q)).sum::<i32>();
+        assert_eq!(group.minus_halves, [-sum(&q[..16]), -sum(&q[16..])]);
+        assert_eq!(group.minus_sum, -sum(&q));
+        assert_eq!(
+            (group.sum, group.halves[1]),
+            (group.scale * sum(&q) as f32, group.scale * sum(&q[16..]) as f32)
+        );
+        assert_eq!(quantize_group(&[0.0; GROUP]).scale, 0.0);
+        assert_eq!(quantize_group(&[1e-40; GROUP]).quants, [0; GROUP / 4]);
         for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             x[7] = odd;
-            assert!(quantize_group(&x).0.is_nan());
+            assert!(quantize_group(&x).scale.is_nan());
         }
     }
 }

@@ -49,6 +49,8 @@ pub(super) trait Lanes<const N: usize>: Copy {
     type F: Copy;
     /// Rows of activations that a product kernel takes together.
     const ROWS: usize;
+    /// Whether [`Lanes::dot`] sums in 16 bits.
+    const NARROW: bool;
 
     /// Runs `part`, compiled for these instructions.
     fn part(self, part: impl Part<N, Self>);
@@ -71,16 +73,29 @@ pub(super) trait Lanes<const N: usize>: Copy {
     fn sar(self, a: Self::U, by: u32) -> Self::U;
     /// Each byte, below 16, replaced by that entry of the table.
     fn lookup(self, table: &[u8; 16], index: Self::U) -> Self::U;
-    /// `acc + Σ wᵢ xᵢ` over four unsigned bytes of `w` and four signed ones of `x` (none −128).
-    /// Unless `WIDE`, bytes of `w` are below 128.
-    fn dot<const WIDE: bool>(self, acc: Self::U, w: Self::U, x: Self::U) -> Self::U;
+    /// `acc + Σ wᵢ xᵢ` over four unsigned bytes of `w`, below `2^BITS`, and four signed ones of `x`,
+    /// none of them −128. Where `NARROW`, `acc` holds two sums of 16 bits, which [`Lanes::together`]
+    /// products fill and [`Lanes::widen`] adds up, and with 8 bits 128 is taken off each `wᵢ`.
+    fn dot<const BITS: u32>(self, acc: Self::U, w: Self::U, x: Self::U) -> Self::U;
+    /// `acc` plus both 16-bit sums of `pairs`, where `NARROW`.
+    fn widen(self, acc: Self::U, pairs: Self::U) -> Self::U;
+    /// How many products of that many bits fit into 16-bit sums, where `NARROW`.
+    fn together(bits: u32) -> usize {
+        match bits {
+            0..=4 if Self::NARROW => 8,
+            5 if Self::NARROW => 4,
+            6 if Self::NARROW => 2,
+            _ if Self::NARROW => 1,
+            _ => 8,
+        }
+    }
 
     /// Signed integers to floats.
     fn float(self, a: Self::U) -> Self::F;
     /// The half-precision number in each lane's lower 16 bits.
     fn half(self, a: Self::U) -> Self::F;
     /// The bits taken as single-precision numbers.
-    fn from_bits(self, a: Self::U) -> Self::F;
+    fn as_float(self, a: Self::U) -> Self::F;
     /// The nearest half-precision numbers.
     fn round_f16(self, a: Self::F) -> Self::F;
     /// The nearest bfloat16 numbers (ties to even).

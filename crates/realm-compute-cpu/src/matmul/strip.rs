@@ -67,15 +67,39 @@ fn tile_rows<'a, F: Unpack, const N: usize>(
 
 /// The part of each row that holds columns `k`.
 #[inline(always)]
-fn columns<'a, F: Unpack, const N: usize>(
-    rows: &[&'a [F]; N],
-    k: &Range<usize>,
-) -> [&'a [F]; N] {
+fn columns<'a, F: Unpack, const N: usize>(rows: &[&'a [F]; N], k: &Range<usize>) -> [&'a [F]; N] {
     let mut parts = [&rows[0][..0]; N];
     for (part, row) in parts.iter_mut().zip(rows) {
         *part = &row[k.start / F::LEN..k.end / F::LEN];
     }
     parts
+}
+
+/// Asks for columns a little behind `k` of the tile that starts at `row`, from the next strip's
+/// rows once these end: so many streams of few bytes each are too many for the processor to see.
+#[inline(always)]
+fn prefetch<F: Unpack, const N: usize, L: Lanes<N>>(
+    lanes: L,
+    weight: Matrix<'_>,
+    row: usize,
+    k: &Range<usize>,
+) {
+    const LINE: usize = 64;
+    // About 500 bytes a row.
+    let distance = if F::QUANTS.is_some() { 2 * TILE } else { TILE };
+    let cols = weight.cols;
+    let row_bytes = cols / F::LEN * F::BYTES;
+    let ahead = k.start + distance;
+    let next = (row + TILES * N, (ahead.max(cols) - cols).min(cols));
+    let (row, ahead) = if ahead < cols { (row, ahead) } else { next };
+    let bytes = k.len() / F::LEN * F::BYTES;
+    for row in row..(row + N).min(weight.rows) {
+        let start = row * row_bytes + ahead / F::LEN * F::BYTES;
+        let end = (start + bytes).min(weight.bytes.len());
+        for at in (start..end).step_by(LINE) {
+            lanes.prefetch(&weight.bytes[at]);
+        }
+    }
 }
 
 /// Ranges of at most [`TILE`] columns.
@@ -94,35 +118,32 @@ impl<F: Unpack> Kernel for InIntegers<'_, F> {
     #[inline(always)]
     fn run<const N: usize, L: Lanes<N>>(self, lanes: L) {
         let Self { strip, blocks, quants } = self;
-        let rows: [[&[F]; N]; TILES] =
-            [tile_rows(&strip, blocks, 0), tile_rows(&strip, blocks, 1)];
+        let rows: [[&[F]; N]; TILES] = [tile_rows(&strip, blocks, 0), tile_rows(&strip, blocks, 1)];
         for k in tile_columns(strip.weight.cols) {
-            for (tile, rows) in strip.tiles.iter_mut().zip(&rows) {
+            for (at, (rows, tile)) in rows.iter().zip(&mut *strip.tiles).enumerate() {
+                prefetch::<F, N, L>(lanes, strip.weight, strip.start + at * N, &k);
                 F::unpack(lanes, &columns(rows, &k), tile);
             }
-            let product = Product {
-                tiles: strip.tiles,
-                input: strip.input,
-                rows: strip.rows.clone(),
-                k,
-                sums: &mut *strip.sums,
-            };
-            match (quants.group, quants.zero) {
-                (16, Zero::Min) => {
-                    lanes.part(Integers::<true, true, false> { product, shift: 0 });
-                }
-                (16, Zero::Shift(shift)) => {
-                    lanes.part(Integers::<true, false, false> { product, shift });
-                }
-                (_, Zero::Min) => {
-                    lanes.part(Integers::<false, true, false> { product, shift: 0 });
-                }
-                (_, Zero::Shift(shift @ 7)) => {
-                    lanes.part(Integers::<false, false, true> { product, shift });
-                }
-                (_, Zero::Shift(shift)) => {
-                    lanes.part(Integers::<false, false, false> { product, shift });
-                }
+            let product =
+                Product { input: strip.input, rows: strip.rows.clone(), k, sums: &mut *strip.sums };
+            let tiles = &*strip.tiles;
+            // Only kernels that differ are compiled: bits matter where sums are narrow.
+            let bits = if L::NARROW { quants.bits } else { 4 };
+            macro_rules! multiply {
+                ($halves:literal, $min:literal, $bits:literal, $shift:expr) => {{
+                    type Kernel<'a, const N: usize> = Integers<'a, N, $halves, $min, $bits>;
+                    lanes.part(Kernel::<N>::new(tiles, product, $shift));
+                }};
+            }
+            match (quants.group, quants.zero, bits) {
+                (16, Zero::Min, _) => multiply!(true, true, 4, 0),
+                (16, Zero::Shift(shift), 5..) => multiply!(true, false, 6, shift),
+                (16, Zero::Shift(shift), _) => multiply!(true, false, 4, shift),
+                (_, Zero::Min, 5..) => multiply!(false, true, 5, 0),
+                (_, Zero::Min, _) => multiply!(false, true, 4, 0),
+                (_, Zero::Shift(shift), 6..) => multiply!(false, false, 8, shift),
+                (_, Zero::Shift(shift), 5) => multiply!(false, false, 5, shift),
+                (_, Zero::Shift(shift), _) => multiply!(false, false, 4, shift),
             }
         }
     }
@@ -137,21 +158,15 @@ impl<F: Unpack> Kernel for InFloats<'_, F> {
     #[inline(always)]
     fn run<const N: usize, L: Lanes<N>>(self, lanes: L) {
         let Self { strip, blocks } = self;
-        let rows: [[&[F]; N]; TILES] =
-            [tile_rows(&strip, blocks, 0), tile_rows(&strip, blocks, 1)];
+        let rows: [[&[F]; N]; TILES] = [tile_rows(&strip, blocks, 0), tile_rows(&strip, blocks, 1)];
         for k in tile_columns(strip.weight.cols) {
-            for (tile, rows) in strip.tiles.iter_mut().zip(&rows) {
+            for (at, (rows, tile)) in rows.iter().zip(&mut *strip.tiles).enumerate() {
+                prefetch::<F, N, L>(lanes, strip.weight, strip.start + at * N, &k);
                 tile.unpack_floats(lanes, &columns(rows, &k), strip.input.precision());
             }
-            lanes.part(Floats {
-                product: Product {
-                    tiles: strip.tiles,
-                    input: strip.input,
-                    rows: strip.rows.clone(),
-                    k,
-                    sums: &mut *strip.sums,
-                },
-            });
+            let product =
+                Product { input: strip.input, rows: strip.rows.clone(), k, sums: &mut *strip.sums };
+            lanes.part(Floats::new(strip.tiles, product));
         }
     }
 }

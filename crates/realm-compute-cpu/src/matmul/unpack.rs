@@ -9,8 +9,6 @@ mod small;
 
 use realm_core::{BlockFormat, backend::Precision};
 
-use zerocopy::IntoBytes;
-
 use super::lanes::Lanes;
 
 /// Weights of a row that are unpacked at a time: the longest block.
@@ -21,6 +19,8 @@ pub(super) const TILE: usize = 256;
 pub(super) struct Quants {
     /// Weights a scale: 16 or 32.
     pub(super) group: usize,
+    /// Bits of a quant: at most 4 or 6 with groups of 16, 5 with minima.
+    pub(super) bits: u32,
     /// What turns the unsigned quants into weights.
     pub(super) zero: Zero,
 }
@@ -30,7 +30,7 @@ pub(super) struct Quants {
 pub(super) enum Zero {
     /// `weight = scale · q + min`.
     Min,
-    /// `weight = scale · (q − 2^shift)`. Quants reach 128 only where the shift is 7.
+    /// `weight = scale · (q − 2^shift)`; the shift is 7 where quants have 8 bits.
     Shift(u32),
 }
 
@@ -91,8 +91,7 @@ impl Tile {
             Zero::Shift(shift) => lanes.splat_f(-((1u32 << shift) as f32)),
         };
         let Self { words, scales, mins, floats } = self;
-        let (words, scales, mins) =
-            (words.as_chunks().0, scales.as_chunks().0, mins.as_chunks().0);
+        let (words, scales, mins) = (words.as_chunks().0, scales.as_chunks().0, mins.as_chunks().0);
         let floats = floats.as_chunks_mut::<N>().0.as_chunks_mut::<4>().0;
         for (at, (floats, word)) in floats[..len / 4].iter_mut().zip(words).enumerate() {
             let word = lanes.load_words(word);
@@ -147,11 +146,7 @@ pub(super) trait Unpack: BlockFormat {
 
     /// Unpacks rows of at most [`TILE`] weights, all of one length: quants, scales and minima, or
     /// `floats` where there are no quants.
-    fn unpack<const N: usize, L: Lanes<N>>(
-        lanes: L,
-        rows: &[&[Self]; N],
-        tile: &mut Tile,
-    );
+    fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&[Self]; N], tile: &mut Tile);
 }
 
 /// One quantized block of each row.
@@ -175,11 +170,7 @@ impl<B: QuantBlock> Unpack for B {
     const QUANTS: Option<Quants> = Some(B::QUANTS);
 
     #[inline(always)]
-    fn unpack<const N: usize, L: Lanes<N>>(
-        lanes: L,
-        rows: &[&[Self]; N],
-        tile: &mut Tile,
-    ) {
+    fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&[Self]; N], tile: &mut Tile) {
         let groups = B::LEN / B::QUANTS.group;
         for at in 0..rows[0].len() {
             let mut blocks = [&rows[0][at]; N];

@@ -45,7 +45,7 @@ fn schedule(random: &mut Random) -> Vec<Vec<Chunk>> {
 
 fn attention(random: &mut Random, head_dim: usize, mask: Mask) -> Case {
     let (kv_heads, group) = random.pick(&[(1, 1), (2, 1), (1, 4), (2, 3), (1, 8)]);
-    let types: &[KvType] = if head_dim % 32 == 0 {
+    let types: &[KvType] = if head_dim.is_multiple_of(32) {
         &[KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0]
     } else {
         &[KvType::F32, KvType::F16, KvType::BF16]

@@ -50,8 +50,10 @@ impl Simd for Avx2 {
     fn load_bf16(self, from: &[u8]) -> __m256 {
         let from = &from[..2 * LANES];
         // SAFETY: the proof says that the instructions exist; the slice was cut to the bytes touched.
-        unsafe { let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
-_mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)) }
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
     }
 
     #[inline(always)]
@@ -65,7 +67,12 @@ _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)) }
     fn store_f16(self, v: __m256, to: &mut [u8]) {
         let to = &mut to[..2 * LANES];
         // SAFETY: the proof says that the instructions exist; the slice was cut to the bytes touched.
-        unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)); }
+        unsafe {
+            _mm_storeu_si128(
+                to.as_mut_ptr().cast(),
+                _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v),
+            );
+        }
     }
 
     #[inline(always)]
@@ -113,19 +120,23 @@ _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)) }
     #[inline(always)]
     fn where_below(self, x: __m256, limit: f32, a: __m256, b: __m256) -> __m256 {
         // SAFETY: the proof says that the instructions exist.
-        unsafe { let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
-let below = _mm256_cmp_ps::<_CMP_LT_OQ>(size, _mm256_set1_ps(limit));
-_mm256_blendv_ps(b, a, below) }
+        unsafe {
+            let size = _mm256_andnot_ps(_mm256_set1_ps(-0.0), x);
+            let below = _mm256_cmp_ps::<_CMP_LT_OQ>(size, _mm256_set1_ps(limit));
+            _mm256_blendv_ps(b, a, below)
+        }
     }
 
     #[inline(always)]
     fn keep(self, v: __m256, from: usize, to: usize, fill: f32) -> __m256 {
         // SAFETY: the proof says that the instructions exist.
-        unsafe { let at = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-let before = _mm256_cmpgt_epi32(_mm256_set1_epi32(from.min(LANES) as i32), at);
-let below = _mm256_cmpgt_epi32(_mm256_set1_epi32(to.min(LANES) as i32), at);
-let lanes = _mm256_castsi256_ps(_mm256_andnot_si256(before, below));
-_mm256_blendv_ps(_mm256_set1_ps(fill), v, lanes) }
+        unsafe {
+            let at = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let before = _mm256_cmpgt_epi32(_mm256_set1_epi32(from.min(LANES) as i32), at);
+            let below = _mm256_cmpgt_epi32(_mm256_set1_epi32(to.min(LANES) as i32), at);
+            let lanes = _mm256_castsi256_ps(_mm256_andnot_si256(before, below));
+            _mm256_blendv_ps(_mm256_set1_ps(fill), v, lanes)
+        }
     }
 
     #[inline(always)]
@@ -137,25 +148,37 @@ _mm256_blendv_ps(_mm256_set1_ps(fill), v, lanes) }
     #[inline(always)]
     fn scale_exp2(self, v: __m256, n: __m256) -> __m256 {
         // SAFETY: the proof says that the instructions exist.
-        unsafe { let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
-let scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
-// Not below, so that NaN stays.
-_mm256_and_ps(scaled, _mm256_cmp_ps::<_CMP_NLT_UQ>(n, _mm256_set1_ps(-125.0))) }
+        unsafe {
+            let exponent = _mm256_slli_epi32::<23>(_mm256_cvtps_epi32(n));
+            let scaled = _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(v), exponent));
+            // Not below, so that NaN stays.
+            _mm256_and_ps(scaled, _mm256_cmp_ps::<_CMP_NLT_UQ>(n, _mm256_set1_ps(-125.0)))
+        }
+    }
+
+    #[inline(always)]
+    fn first(self, v: __m256) -> f32 {
+        // SAFETY: the proof says that the instructions exist.
+        unsafe { _mm256_cvtss_f32(v) }
     }
 
     #[inline(always)]
     fn reduce_max(self, v: __m256) -> f32 {
         // SAFETY: the proof says that the instructions exist.
-        unsafe { let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
-_mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v))) }
+        unsafe {
+            let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
+        }
     }
 
     #[inline(always)]
     fn reduce_sum(self, v: __m256) -> f32 {
         // SAFETY: the proof says that the instructions exist.
-        unsafe { let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
-let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-_mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v))) }
+        unsafe {
+            let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+        }
     }
 }

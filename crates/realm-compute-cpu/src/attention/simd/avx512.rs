@@ -50,8 +50,10 @@ impl Simd for Avx512 {
     fn load_bf16(self, from: &[u8]) -> __m512 {
         let from = &from[..2 * LANES];
         // SAFETY: the proof says that the instructions exist; the slice was cut to the bytes touched.
-        unsafe { let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
-_mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)) }
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
     }
 
     #[inline(always)]
@@ -65,8 +67,10 @@ _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)) }
     fn store_f16(self, v: __m512, to: &mut [u8]) {
         let to = &mut to[..2 * LANES];
         // SAFETY: the proof says that the instructions exist; the slice was cut to the bytes touched.
-        unsafe { let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
-_mm256_storeu_si256(to.as_mut_ptr().cast(), half); }
+        unsafe {
+            let half = _mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(v);
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), half);
+        }
     }
 
     #[inline(always)]
@@ -114,8 +118,10 @@ _mm256_storeu_si256(to.as_mut_ptr().cast(), half); }
     #[inline(always)]
     fn where_below(self, x: __m512, limit: f32, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the proof says that the instructions exist.
-        unsafe { let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(limit));
-_mm512_mask_blend_ps(below, b, a) }
+        unsafe {
+            let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(limit));
+            _mm512_mask_blend_ps(below, b, a)
+        }
     }
 
     #[inline(always)]
@@ -135,6 +141,12 @@ _mm512_mask_blend_ps(below, b, a) }
     fn scale_exp2(self, v: __m512, n: __m512) -> __m512 {
         // SAFETY: the proof says that the instructions exist.
         unsafe { _mm512_scalef_ps(v, n) }
+    }
+
+    #[inline(always)]
+    fn first(self, v: __m512) -> f32 {
+        // SAFETY: the proof says that the instructions exist.
+        unsafe { _mm512_cvtss_f32(v) }
     }
 
     #[inline(always)]

@@ -85,6 +85,8 @@ pub(crate) trait Simd: Copy {
     fn round(self, v: Self::F) -> Self::F;
     /// `v · 2ⁿ` for `v` in `0.5..2` and integers `n` in `−160..=127`; may give 0 where `n < −125`.
     fn scale_exp2(self, v: Self::F, n: Self::F) -> Self::F;
+    /// The first lane.
+    fn first(self, v: Self::F) -> f32;
     /// The largest lane.
     fn reduce_max(self, v: Self::F) -> f32;
     /// The sum of all lanes, in a fixed order.
@@ -159,7 +161,8 @@ mod tests {
             let bytes: Vec<u8> = (0..16).map(|i| (i * 17 + 120) as u8).collect();
             assert_eq!(lanes(s.load_i8(&bytes)), expected(&|i| f32::from(bytes[i] as i8)));
             let special = [0x0000, 0x8000, 0x0001, 0x83ff, 0x7bff, 0x7c00, 0xfc00, 0x7e00];
-            let bytes: Vec<u8> = special.iter().cycle().take(16).flat_map(|h| u16::to_le_bytes(*h)).collect();
+            let bytes: Vec<u8> =
+                special.iter().cycle().take(16).flat_map(|h| u16::to_le_bytes(*h)).collect();
             for (i, x) in lanes(s.load_f16(&bytes)).into_iter().enumerate() {
                 let exact = f16::from_bits(special[i % 8]).to_f32();
                 assert!(x.to_bits() == exact.to_bits() || x.is_nan() && exact.is_nan());

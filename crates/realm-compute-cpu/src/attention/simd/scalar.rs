@@ -137,6 +137,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn first(self, v: F) -> f32 {
+        v[0]
+    }
+
+    #[inline(always)]
     fn reduce_max(self, v: F) -> f32 {
         let v: [f32; 4] = std::array::from_fn(|i| if v[i] > v[i + 4] { v[i] } else { v[i + 4] });
         v[0].max(v[2]).max(v[1].max(v[3]))

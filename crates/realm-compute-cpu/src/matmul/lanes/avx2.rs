@@ -25,6 +25,7 @@ impl Lanes<N> for Avx2 {
     type U = __m256i;
     type F = __m256;
     const ROWS: usize = 2;
+    const NARROW: bool = true;
 
     fn part(self, part: impl Part<N, Self>) {
         proved!(enabled(self, part));
@@ -43,7 +44,8 @@ impl Lanes<N> for Avx2 {
         for (i, column) in columns.iter_mut().enumerate() {
             proved!({
                 let half = |row: usize| _mm_loadu_si128(bytes[row].as_ptr().cast());
-                *column = _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(half(i)), half(4 + i));
+                *column =
+                    _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(half(i)), half(4 + i));
             });
         }
         let [a, b, c, d] = columns;
@@ -98,20 +100,21 @@ impl Lanes<N> for Avx2 {
     }
 
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+    fn dot<const BITS: u32>(self, acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
         proved!({
-            if !WIDE {
-                // |Σ| of a pair is at most 2 · 127 · 127: no saturation.
-                let pairs = _mm256_maddubs_epi16(w, x);
-                return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+            if BITS < 8 {
+                return _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, x));
             }
-            // w = low seven bits + 128 · top bit.
-            let low = _mm256_maddubs_epi16(_mm256_and_si256(w, _mm256_set1_epi8(127)), x);
-            let top = _mm256_and_si256(_mm256_srli_epi32::<7>(w), _mm256_set1_epi8(1));
-            let top = _mm256_madd_epi16(_mm256_maddubs_epi16(top, x), _mm256_set1_epi16(128));
-            let low = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
-            _mm256_add_epi32(acc, _mm256_add_epi32(low, top))
+            // With w − 128 as sign and size the pairs' sums stay below 2 · 128 · 127.
+            let w = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            _mm256_add_epi16(acc, pairs)
         })
+    }
+
+    #[inline(always)]
+    fn widen(self, acc: __m256i, pairs: __m256i) -> __m256i {
+        proved!(_mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))))
     }
 
     #[inline(always)]
@@ -130,7 +133,7 @@ impl Lanes<N> for Avx2 {
     }
 
     #[inline(always)]
-    fn from_bits(self, a: __m256i) -> __m256 {
+    fn as_float(self, a: __m256i) -> __m256 {
         proved!(_mm256_castsi256_ps(a))
     }
 
@@ -195,6 +198,6 @@ impl Lanes<N> for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, at: &u8) {
-        proved!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()));
+        proved!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()));
     }
 }

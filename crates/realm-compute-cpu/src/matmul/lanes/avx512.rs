@@ -25,6 +25,7 @@ impl Lanes<N> for Avx512 {
     type U = __m512i;
     type F = __m512;
     const ROWS: usize = 6;
+    const NARROW: bool = false;
 
     fn part(self, part: impl Part<N, Self>) {
         proved!(enabled(self, part));
@@ -101,8 +102,13 @@ impl Lanes<N> for Avx512 {
     }
 
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+    fn dot<const BITS: u32>(self, acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
         proved!(_mm512_dpbusd_epi32(acc, w, x))
+    }
+
+    #[inline(always)]
+    fn widen(self, _: __m512i, sums: __m512i) -> __m512i {
+        sums
     }
 
     #[inline(always)]
@@ -116,7 +122,7 @@ impl Lanes<N> for Avx512 {
     }
 
     #[inline(always)]
-    fn from_bits(self, a: __m512i) -> __m512 {
+    fn as_float(self, a: __m512i) -> __m512 {
         proved!(_mm512_castsi512_ps(a))
     }
 
@@ -181,6 +187,6 @@ impl Lanes<N> for Avx512 {
 
     #[inline(always)]
     fn prefetch(self, at: &u8) {
-        proved!(_mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(at).cast()));
+        proved!(_mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(at).cast()));
     }
 }

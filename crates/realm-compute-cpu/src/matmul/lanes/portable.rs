@@ -26,6 +26,7 @@ impl Lanes<N> for Portable {
     type U = [u32; N];
     type F = [f32; N];
     const ROWS: usize = 2;
+    const NARROW: bool = false;
 
     fn part(self, part: impl Part<N, Self>) {
         part.run(self);
@@ -88,7 +89,7 @@ impl Lanes<N> for Portable {
     }
 
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, acc: [u32; N], w: [u32; N], x: [u32; N]) -> [u32; N] {
+    fn dot<const BITS: u32>(self, acc: [u32; N], w: [u32; N], x: [u32; N]) -> [u32; N] {
         each!(acc, w, x => {
             let mut sum = acc;
             for byte in 0..4 {
@@ -97,6 +98,11 @@ impl Lanes<N> for Portable {
             }
             sum
         })
+    }
+
+    #[inline(always)]
+    fn widen(self, _: [u32; N], sums: [u32; N]) -> [u32; N] {
+        sums
     }
 
     #[inline(always)]
@@ -110,7 +116,7 @@ impl Lanes<N> for Portable {
     }
 
     #[inline(always)]
-    fn from_bits(self, a: [u32; N]) -> [f32; N] {
+    fn as_float(self, a: [u32; N]) -> [f32; N] {
         each!(a => f32::from_bits(a))
     }
 

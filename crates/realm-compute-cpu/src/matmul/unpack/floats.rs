@@ -18,7 +18,7 @@ pub(in crate::matmul) trait Floats: BlockFormat {
 impl Floats for F32 {
     #[inline(always)]
     fn float<const N: usize, L: Lanes<N>>(lanes: L, words: &[L::U; 4], at: usize) -> L::F {
-        lanes.from_bits(words[at])
+        lanes.as_float(words[at])
     }
 }
 
@@ -34,7 +34,11 @@ impl Floats for Bf16 {
     #[inline(always)]
     fn float<const N: usize, L: Lanes<N>>(lanes: L, words: &[L::U; 4], at: usize) -> L::F {
         let (word, upper) = (words[at / 2], lanes.splat(0xffff_0000));
-        lanes.from_bits(if at.is_multiple_of(2) { lanes.shl(word, 16) } else { lanes.and(word, upper) })
+        lanes.as_float(if at.is_multiple_of(2) {
+            lanes.shl(word, 16)
+        } else {
+            lanes.and(word, upper)
+        })
     }
 }
 

@@ -4,7 +4,7 @@
 use realm_core::formats::{IQ4_LEVELS, Iq4Xs, Q2K, Q3K, Q4K, Q5K, Q6K, Q8K};
 
 use super::{
-    Out, QuantBlock, Quants, Zero, bits, byte, half_at, join, small::iq4_table, signed_byte,
+    Out, QuantBlock, Quants, Zero, bits, byte, half_at, join, signed_byte, small::iq4_table,
     straddle, words_at,
 };
 use crate::matmul::lanes::Lanes;
@@ -19,28 +19,28 @@ fn scales_and_mins<const N: usize, L: Lanes<N>>(
     let minus = lanes.splat_f(-1.0);
     let min_scale = lanes.mul(lanes.half(lanes.shr(d, 16)), minus);
     let scale = lanes.half(d);
-    let scales = [
-        bits(lanes, low, 0, 63),
-        lanes.or(bits(lanes, high, 0, 15), bits(lanes, low, 2, 48)),
-    ];
+    let scales =
+        [bits(lanes, low, 0, 63), lanes.or(bits(lanes, high, 0, 15), bits(lanes, low, 2, 48))];
     let mins =
         [bits(lanes, mins, 0, 63), lanes.or(bits(lanes, high, 4, 15), bits(lanes, mins, 2, 48))];
     for group in 0..8 {
         let (s, m) = (scales[group / 4], mins[group / 4]);
-        lanes.store(lanes.mul(lanes.float(byte(lanes, s, group % 4)), scale), &mut out.scales[group]);
-        lanes.store(lanes.mul(lanes.float(byte(lanes, m, group % 4)), min_scale), &mut out.mins[group]);
+        lanes.store(
+            lanes.mul(lanes.float(byte(lanes, s, group % 4)), scale),
+            &mut out.scales[group],
+        );
+        lanes.store(
+            lanes.mul(lanes.float(byte(lanes, m, group % 4)), min_scale),
+            &mut out.mins[group],
+        );
     }
 }
 
 impl QuantBlock for Q4K {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Min };
+    const QUANTS: Quants = Quants { group: 32, bits: 4, zero: Zero::Min };
 
     #[inline(always)]
-    fn unpack<const N: usize, L: Lanes<N>>(
-        lanes: L,
-        rows: &[&Self; N],
-        mut out: Out<'_, N>,
-    ) {
+    fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], mut out: Out<'_, N>) {
         scales_and_mins(lanes, words_at(lanes, rows, 0), &mut out);
         for chunk in 0..8 {
             let words = words_at(lanes, rows, 16 + 16 * chunk);
@@ -54,14 +54,10 @@ impl QuantBlock for Q4K {
 }
 
 impl QuantBlock for Q5K {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Min };
+    const QUANTS: Quants = Quants { group: 32, bits: 5, zero: Zero::Min };
 
     #[inline(always)]
-    fn unpack<const N: usize, L: Lanes<N>>(
-        lanes: L,
-        rows: &[&Self; N],
-        mut out: Out<'_, N>,
-    ) {
+    fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], mut out: Out<'_, N>) {
         scales_and_mins(lanes, words_at(lanes, rows, 0), &mut out);
         let high = [words_at(lanes, rows, 16), words_at(lanes, rows, 32)];
         for chunk in 0..8 {
@@ -71,15 +67,21 @@ impl QuantBlock for Q5K {
                 let fifth = high[chunk % 2][word];
                 let group = chunk / 2 * 2;
                 let (a, b) = (bits(lanes, q, 0, 15), bits(lanes, q, 4, 15));
-                lanes.store_words(join(lanes, a, bits(lanes, fifth, group, 1), 4), &mut out.words[at]);
-                lanes.store_words(join(lanes, b, bits(lanes, fifth, group + 1, 1), 4), &mut out.words[at + 8]);
+                lanes.store_words(
+                    join(lanes, a, bits(lanes, fifth, group, 1), 4),
+                    &mut out.words[at],
+                );
+                lanes.store_words(
+                    join(lanes, b, bits(lanes, fifth, group + 1, 1), 4),
+                    &mut out.words[at + 8],
+                );
             }
         }
     }
 }
 
 impl QuantBlock for Q6K {
-    const QUANTS: Quants = Quants { group: 16, zero: Zero::Shift(5) };
+    const QUANTS: Quants = Quants { group: 16, bits: 6, zero: Zero::Shift(5) };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -99,8 +101,14 @@ impl QuantBlock for Q6K {
                     let at = 32 * half + 4 * chunk + word;
                     let shift = chunk / 2 * 2;
                     let (a, b) = (bits(lanes, low, 0, 15), bits(lanes, low, 4, 15));
-                    lanes.store_words(join(lanes, a, bits(lanes, high, shift, 3), 4), &mut out.words[at]);
-                    lanes.store_words(join(lanes, b, bits(lanes, high, shift + 4, 3), 4), &mut out.words[at + 16]);
+                    lanes.store_words(
+                        join(lanes, a, bits(lanes, high, shift, 3), 4),
+                        &mut out.words[at],
+                    );
+                    lanes.store_words(
+                        join(lanes, b, bits(lanes, high, shift + 4, 3), 4),
+                        &mut out.words[at + 16],
+                    );
                 }
             }
         }
@@ -108,7 +116,7 @@ impl QuantBlock for Q6K {
 }
 
 impl QuantBlock for Q2K {
-    const QUANTS: Quants = Quants { group: 16, zero: Zero::Min };
+    const QUANTS: Quants = Quants { group: 16, bits: 2, zero: Zero::Min };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -118,8 +126,14 @@ impl QuantBlock for Q2K {
         for group in 0..16 {
             let both = scales[group / 4];
             let (s, m) = (bits(lanes, both, 0, 15), bits(lanes, both, 4, 15));
-            lanes.store(lanes.mul(lanes.float(byte(lanes, s, group % 4)), scale), &mut out.scales[group]);
-            lanes.store(lanes.mul(lanes.float(byte(lanes, m, group % 4)), min_scale), &mut out.mins[group]);
+            lanes.store(
+                lanes.mul(lanes.float(byte(lanes, s, group % 4)), scale),
+                &mut out.scales[group],
+            );
+            lanes.store(
+                lanes.mul(lanes.float(byte(lanes, m, group % 4)), min_scale),
+                &mut out.mins[group],
+            );
         }
         for chunk in 0..4 {
             let words = words_at(lanes, rows, 16 + 16 * chunk);
@@ -134,7 +148,7 @@ impl QuantBlock for Q2K {
 }
 
 impl QuantBlock for Q3K {
-    const QUANTS: Quants = Quants { group: 16, zero: Zero::Shift(2) };
+    const QUANTS: Quants = Quants { group: 16, bits: 3, zero: Zero::Shift(2) };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -148,7 +162,8 @@ impl QuantBlock for Q3K {
             let low = bits(lanes, [low, low2][group / 4 % 2], group / 8 * 4, 15);
             let high = bits(lanes, high, group / 4 * 2, 3);
             let s = byte(lanes, join(lanes, low, high, 4), group % 4);
-            lanes.store(lanes.mul(lanes.add(lanes.float(s), offset), scale), &mut out.scales[group]);
+            lanes
+                .store(lanes.mul(lanes.add(lanes.float(s), offset), scale), &mut out.scales[group]);
         }
         let high = [words_at(lanes, rows, 0), words_at(lanes, rows, 16)];
         for chunk in 0..4 {
@@ -167,13 +182,13 @@ impl QuantBlock for Q3K {
 }
 
 impl QuantBlock for Q8K {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Shift(7) };
+    const QUANTS: Quants = Quants { group: 32, bits: 8, zero: Zero::Shift(7) };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
         let [d, ..] = words_at(lanes, rows, 0);
         for scale in out.scales.iter_mut() {
-            lanes.store(lanes.from_bits(d), scale);
+            lanes.store(lanes.as_float(d), scale);
         }
         let sign = lanes.splat(0x8080_8080);
         for chunk in 0..16 {
@@ -186,7 +201,7 @@ impl QuantBlock for Q8K {
 }
 
 impl QuantBlock for Iq4Xs {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Shift(7) };
+    const QUANTS: Quants = Quants { group: 32, bits: 8, zero: Zero::Shift(7) };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -205,7 +220,10 @@ impl QuantBlock for Iq4Xs {
             for (word, q) in words.into_iter().enumerate() {
                 let at = 8 * chunk + word;
                 lanes.store_words(lanes.lookup(&table, bits(lanes, q, 0, 15)), &mut out.words[at]);
-                lanes.store_words(lanes.lookup(&table, bits(lanes, q, 4, 15)), &mut out.words[at + 4]);
+                lanes.store_words(
+                    lanes.lookup(&table, bits(lanes, q, 4, 15)),
+                    &mut out.words[at + 4],
+                );
             }
         }
     }

@@ -40,7 +40,7 @@ fn fifth_bits<const N: usize, L: Lanes<N>>(lanes: L, high: L::U, out: &mut [[u32
 }
 
 impl QuantBlock for Q4_0 {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Shift(3) };
+    const QUANTS: Quants = Quants { group: 32, bits: 4, zero: Zero::Shift(3) };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -50,7 +50,7 @@ impl QuantBlock for Q4_0 {
 }
 
 impl QuantBlock for Q4_1 {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Min };
+    const QUANTS: Quants = Quants { group: 32, bits: 4, zero: Zero::Min };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -62,7 +62,7 @@ impl QuantBlock for Q4_1 {
 }
 
 impl QuantBlock for Q5_0 {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Shift(4) };
+    const QUANTS: Quants = Quants { group: 32, bits: 5, zero: Zero::Shift(4) };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -74,7 +74,7 @@ impl QuantBlock for Q5_0 {
 }
 
 impl QuantBlock for Q5_1 {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Min };
+    const QUANTS: Quants = Quants { group: 32, bits: 5, zero: Zero::Min };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -87,7 +87,7 @@ impl QuantBlock for Q5_1 {
 }
 
 impl QuantBlock for Q8_0 {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Shift(7) };
+    const QUANTS: Quants = Quants { group: 32, bits: 8, zero: Zero::Shift(7) };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {
@@ -103,7 +103,7 @@ impl QuantBlock for Q8_0 {
 }
 
 impl QuantBlock for Iq4Nl {
-    const QUANTS: Quants = Quants { group: 32, zero: Zero::Shift(7) };
+    const QUANTS: Quants = Quants { group: 32, bits: 8, zero: Zero::Shift(7) };
 
     #[inline(always)]
     fn unpack<const N: usize, L: Lanes<N>>(lanes: L, rows: &[&Self; N], out: Out<'_, N>) {

@@ -1,0 +1,184 @@
+//! What `bench` prints.
+
+use std::{fmt::Write, path::Path};
+
+use realm_core::Graph;
+use realm_runtime::{Engine, memory::human};
+use serde_json::{Value, json};
+
+use super::{measure::Measured, ops};
+use crate::console;
+
+/// What the machine can do at most.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Ceilings {
+    pub(super) bytes_per_second: f64,
+    pub(super) ops_per_second: f64,
+    /// The instruction whose peak was measured.
+    pub(super) path: String,
+}
+
+impl Ceilings {
+    /// `None` where one of them could not be measured.
+    pub(super) fn new(bytes_per_second: f64, ops_per_second: f64, path: String) -> Option<Self> {
+        let measured = |rate: f64| rate.is_finite() && rate > 0.0;
+        (measured(bytes_per_second) && measured(ops_per_second)).then_some(Self {
+            bytes_per_second,
+            ops_per_second,
+            path,
+        })
+    }
+
+    /// The higher of two measurements: what else runs on the machine only ever lowers them.
+    pub(super) fn best(one: Option<Self>, other: Option<Self>) -> Option<Self> {
+        let (Some(one), Some(other)) = (&one, &other) else { return one.or(other) };
+        Some(Self {
+            bytes_per_second: one.bytes_per_second.max(other.bytes_per_second),
+            ops_per_second: one.ops_per_second.max(other.ops_per_second),
+            path: one.path.clone(),
+        })
+    }
+}
+
+/// What holds for all tests.
+#[derive(Debug, Clone)]
+pub(super) struct Setting {
+    model: String,
+    device: String,
+    threads: Option<usize>,
+    precision: String,
+    kv_type: String,
+    repetitions: u32,
+    load_seconds: f64,
+    pub(super) peak_rss_bytes: Option<u64>,
+    pub(super) ceilings: Option<Ceilings>,
+}
+
+impl Setting {
+    pub(super) fn new(model: &Path, engine: &Engine, repetitions: u32) -> Self {
+        let info = engine.backend().info();
+        Self {
+            model: model.display().to_string(),
+            device: info.name.clone(),
+            threads: info.threads,
+            precision: engine.precision().to_string(),
+            kv_type: engine.memory().kv.kv_type.to_string(),
+            repetitions,
+            load_seconds: engine.load_time().as_secs_f64(),
+            peak_rss_bytes: None,
+            ceilings: None,
+        }
+    }
+
+    /// A line about memory and loading.
+    pub(super) fn summary(&self) -> String {
+        let peak = self.peak_rss_bytes.map_or("unknown".into(), human);
+        format!("loaded in {:.2} s, peak memory {peak}", self.load_seconds)
+    }
+}
+
+/// The most memory that this process has had since it started, or since the mark was reset.
+pub(super) struct PeakMemory {
+    known: bool,
+}
+
+impl PeakMemory {
+    /// Forgets what was used until now.
+    pub(super) fn reset() -> Self {
+        // 5 resets the mark: `man 5 proc_pid_clear_refs`.
+        Self { known: std::fs::write("/proc/self/clear_refs", "5").is_ok() }
+    }
+
+    /// Bytes; `None` where the system does not say.
+    pub(super) fn bytes(&self) -> Option<u64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok().filter(|_| self.known)?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(kibibytes * 1024)
+    }
+}
+
+/// The parts of bandwidth and peak that a test's median repetition reached.
+fn fractions(ceilings: &Ceilings, measured: &Measured) -> (f64, f64) {
+    let seconds = measured.test.tokens() as f64 / measured.rates().median;
+    let cost = measured.cost();
+    (
+        cost.bytes() as f64 / seconds / ceilings.bytes_per_second,
+        cost.ops as f64 / seconds / ceilings.ops_per_second,
+    )
+}
+
+/// A part as people read it.
+pub(super) fn percent(part: f64) -> String {
+    format!("{:.1} %", part * 100.0)
+}
+
+/// The table of all tests.
+pub(super) fn table(setting: &Setting, results: &[Measured]) -> String {
+    let names: Vec<String> = results.iter().map(|result| result.test.to_string()).collect();
+    let width = names.iter().map(String::len).max().unwrap_or(0).max(4);
+    let mut text = format!(
+        "{:<width$} {:>10} {:>10} {:>10} {:>10} {:>10}\n",
+        "test", "tokens/s", "min", "max", "bandwidth", "peak"
+    );
+    for (name, result) in names.iter().zip(results) {
+        let rates = result.rates();
+        let (bandwidth, peak) =
+            setting.ceilings.as_ref().map_or(("–".into(), "–".into()), |c| {
+                let (bandwidth, peak) = fractions(c, result);
+                (percent(bandwidth), percent(peak))
+            });
+        _ = writeln!(
+            text,
+            "{name:<width$} {:>10.2} {:>10.2} {:>10.2} {bandwidth:>10} {peak:>10}",
+            rates.median, rates.min, rates.max
+        );
+    }
+    let threads = setting.threads.map(|threads| format!(", {threads} threads"));
+    let threads = threads.unwrap_or_default();
+    _ = match &setting.ceilings {
+        Some(Ceilings { bytes_per_second, ops_per_second, path }) => writeln!(
+            text,
+            "{}{threads}: reads {:.1} GB/s, {path} {:.0} GOP/s",
+            setting.device,
+            bytes_per_second / 1e9,
+            ops_per_second / 1e9
+        ),
+        None => writeln!(text, "{}{threads}: its limits could not be measured", setting.device),
+    };
+    text
+}
+
+/// All tests as a JSON list.
+pub(super) fn json(setting: &Setting, graph: &Graph, results: &[Measured]) -> String {
+    let list: Vec<Value> = results.iter().map(|result| object(setting, graph, result)).collect();
+    // Indented: a list that people read as well as programs.
+    serde_json::to_string_pretty(&list).unwrap_or_default()
+}
+
+fn object(setting: &Setting, graph: &Graph, result: &Measured) -> Value {
+    let rates = result.rates();
+    let ceilings = setting.ceilings.as_ref();
+    let parts = ceilings.map(|ceilings| fractions(ceilings, result));
+    let mut object = json!({
+        "test": result.test.to_string(),
+        "tokens_per_second": { "median": rates.median, "min": rates.min, "max": rates.max },
+        "fraction_of_bandwidth": parts.map(|(bandwidth, _)| bandwidth),
+        "fraction_of_peak": parts.map(|(_, peak)| peak),
+        "threads": setting.threads,
+        "device": setting.device,
+        "model": console::one_line(&setting.model),
+        "precision": setting.precision,
+        "kv_type": setting.kv_type,
+        "repetitions": setting.repetitions,
+        "read_bytes_per_second": ceilings.map(|ceilings| ceilings.bytes_per_second),
+        "ops_per_second": ceilings.map(|ceilings| ceilings.ops_per_second),
+        "path": ceilings.map(|ceilings| ceilings.path.clone()),
+        "peak_rss_bytes": setting.peak_rss_bytes,
+        "load_seconds": setting.load_seconds,
+    });
+    if result.node_seconds.iter().any(|&seconds| seconds > 0.0) {
+        object["ops"] = ops::json(graph, result, ceilings);
+    }
+    object
+}

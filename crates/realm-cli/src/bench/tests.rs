@@ -1,0 +1,139 @@
+//! Benches of a tiny model.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+use serde_json::Value;
+
+use super::*;
+use crate::args::{Cli, Command};
+
+fn parse(line: &[&str]) -> BenchArgs {
+    let all = [&["realm", "bench", "--device", "cpu", "-t", "1"], line].concat();
+    match Cli::try_parse_from(all).unwrap().command {
+        Command::Bench(args) => args,
+        _ => unreachable!("the command is bench"),
+    }
+}
+
+fn tiny() -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("tiny.gguf");
+    let line = ["realm", "synth", "tiny", path.to_str().unwrap(), "--ctx", "4096"];
+    match Cli::try_parse_from(line).unwrap().command {
+        Command::Synth(args) => crate::synth::run(&args).unwrap(),
+        _ => unreachable!("the command is synth"),
+    }
+    (folder, path)
+}
+
+/// What a bench of the tiny model found; the machine's limits are made up.
+fn measure(line: &[&str]) -> (Setting, Bench, Vec<measure::Measured>) {
+    let (_folder, path) = tiny();
+    let args = parse(&[&["-m", path.to_str().unwrap()], line].concat());
+    let plan = plan(&args).unwrap();
+    let model = Model::open(&path).unwrap();
+    let device = args.engine.device.open().unwrap();
+    let options = options(&args, &plan).unwrap();
+    let engine = load::engine(&model, &device, &options).unwrap();
+    let mut setting = Setting::new(&path, &engine, args.repetitions);
+    setting.peak_rss_bytes = PeakMemory::reset().bytes();
+    setting.ceilings = Ceilings::new(1e10, 1e11, "made up".into());
+    let mut bench = Bench::new(engine, model.vocabulary(), args.repetitions, options.times);
+    let results = plan.tests.iter().map(|test| bench.run(test).unwrap()).collect();
+    (setting, bench, results)
+}
+
+#[test]
+fn json_has_all_keys() {
+    let line =
+        ["-p", "20,70", "-n", "4", "-d", "0,40", "-b", "1,3", "--step", "32", "-r", "2", "--ops"];
+    let (setting, bench, results) = measure(&line);
+    let json: Value =
+        serde_json::from_str(&report::json(&setting, bench.graph(), &results)).unwrap();
+    let list = json.as_array().unwrap();
+    let names: Vec<&str> = list.iter().map(|test| test["test"].as_str().unwrap()).collect();
+    let expected = ["pp20", "pp70", "tg4", "tg4x3", "pp20@d64", "pp70@d64", "tg4@d40", "tg4x3@d40"];
+    assert_eq!(names, expected);
+    for test in list {
+        let rates = &test["tokens_per_second"];
+        let rate = |name: &str| rates[name].as_f64().unwrap();
+        assert!(
+            rate("min") > 0.0 && rate("min") <= rate("median") && rate("median") <= rate("max")
+        );
+        for fraction in ["fraction_of_bandwidth", "fraction_of_peak"] {
+            assert!(test[fraction].as_f64().unwrap() > 0.0, "{fraction}");
+        }
+        assert_eq!(test["threads"], 1);
+        assert_eq!(test["device"], "cpu");
+        assert!(test["model"].as_str().unwrap().ends_with("tiny.gguf"));
+        assert!(test["load_seconds"].as_f64().unwrap() > 0.0);
+        if cfg!(target_os = "linux") {
+            assert!(test["peak_rss_bytes"].as_u64().unwrap() > 1_000_000);
+        }
+        let ops = test["ops"].as_array().unwrap();
+        let share: f64 = ops.iter().map(|op| op["fraction_of_time"].as_f64().unwrap()).sum();
+        assert!((0.2..=1.0).contains(&share), "{share}");
+        let output = ops.iter().find(|op| op["op"] == "Linear output").unwrap();
+        assert_eq!((&output["nodes"], &output["types"][0]), (&1.into(), &"Q6_K".into()));
+    }
+}
+
+#[test]
+fn work_is_counted_for_each_repetition() {
+    let (_, bench, results) =
+        measure(&["-p", "20", "-n", "4", "-d", "16", "-b", "2", "--step", "16", "-r", "1"]);
+    let matrices: u64 = bench
+        .graph()
+        .weights()
+        .iter()
+        .filter(|info| info.rows > 1)
+        .map(|info| (info.rows * info.cols) as u64)
+        .sum();
+    let table = 1024 * 256;
+    let [prompt, generation] = &results[..] else { panic!("two tests") };
+    assert_eq!((prompt.steps, generation.steps), (2, 4));
+    // Two layers of four heads of 64; rows at positions 16.. see themselves and what is before.
+    let seen: u64 = (17..=36).sum();
+    let expected = 2 * 20 * (matrices - 2 * table) + 2 * table + 2 * 4 * seen * 256;
+    assert_eq!(prompt.cost().ops, expected);
+    // Both sequences' rows share the weights of four steps.
+    let weights = generation.cost().weight_bytes;
+    let once: u64 =
+        bench.graph().weights().iter().filter_map(|info| info.bytes()).map(|b| b as u64).sum();
+    let row = 256 * 144 / 256;
+    assert_eq!(weights, 4 * (once - 1024 * row + 2 * row));
+}
+
+#[test]
+fn tables_say_what_was_reached() {
+    let (mut setting, bench, results) = measure(&["-p", "8", "-n", "2", "-r", "1", "--ops"]);
+    let table = report::table(&setting, &results);
+    assert_eq!(table.lines().count(), 4, "{table}");
+    assert!(table.contains("pp8") && table.contains("tg2") && table.contains(" %"), "{table}");
+    assert!(table.ends_with("cpu, 1 threads: reads 10.0 GB/s, made up 100 GOP/s\n"), "{table}");
+    let ops = ops::table(bench.graph(), &results[0], setting.ceilings.as_ref());
+    for row in
+        ["GatedLinear ffn_gate ffn_up", "Linear attn_q attn_k attn_v", "Attention", "between ops"]
+    {
+        assert!(ops.contains(row), "{row} in {ops}");
+    }
+    let slow = Ceilings::new(1e9, 1e12, "made up".into());
+    let best = Ceilings::best(slow.clone(), setting.ceilings).unwrap();
+    assert_eq!((best.bytes_per_second, best.ops_per_second), (1e10, 1e12));
+    assert_eq!(Ceilings::best(None, slow.clone()), slow);
+    assert_eq!(Ceilings::new(0.0, 1e12, String::new()), None);
+    setting.ceilings = None;
+    let table = report::table(&setting, &results);
+    assert!(table.contains("could not be measured"), "{table}");
+    assert!(setting.summary().starts_with("loaded in "));
+}
+
+#[test]
+fn senseless_tests_are_refused() {
+    let error = plan(&parse(&["-m", "x", "-p", "0", "-n", "0"])).unwrap_err().to_string();
+    assert!(error.contains("-p"), "{error}");
+    let args = parse(&["-m", "x", "-p", "512", "--ctx", "100"]);
+    let error = options(&args, &plan(&args).unwrap()).unwrap_err().to_string();
+    assert!(error.contains("512"), "{error}");
+}
