@@ -5,10 +5,7 @@ use std::{hint::black_box, time::Instant};
 
 use realm_core::backend::Precision;
 
-use crate::{
-    isa::{Isa, vectorized},
-    pool::Pool,
-};
+use crate::{isa::Isa, pool::Pool};
 
 /// The two ceilings of a roofline.
 #[derive(Debug, Clone, PartialEq)]
@@ -41,17 +38,25 @@ fn fastest(mut pass: impl FnMut()) -> f64 {
     (0..PASSES).map(time).fold(f64::INFINITY, f64::min)
 }
 
-vectorized! {
-    /// Looks at every word.
-    fn read(words: &[u64], sum: &mut u64) {
-        let mut lanes = [0u64; 32];
-        for chunk in words.as_chunks::<32>().0 {
-            for (lane, word) in lanes.iter_mut().zip(chunk) {
-                *lane ^= word;
-            }
-        }
-        *sum = lanes.iter().fold(0, |sum, lane| sum ^ lane);
+/// Looks at every word.
+#[cfg(target_arch = "x86_64")]
+fn read(isa: Isa, words: &[u64]) -> u64 {
+    match isa {
+        // SAFETY: the token proves that the processor has AVX-512.
+        Isa::Avx512(_) => unsafe { x86::read512(words) },
+        // SAFETY: the token proves that the processor has AVX2.
+        Isa::Avx2(_) => unsafe { x86::read256(words) },
+        Isa::Scalar => read_plainly(words),
     }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn read(_isa: Isa, words: &[u64]) -> u64 {
+    read_plainly(words)
+}
+
+fn read_plainly(words: &[u64]) -> u64 {
+    words.iter().fold(0, |sum, word| sum ^ word)
 }
 
 fn bandwidth(pool: &Pool, isa: Isa) -> f64 {
@@ -67,9 +72,7 @@ fn bandwidth(pool: &Pool, isa: Isa) -> f64 {
     let seconds = fastest(|| {
         pool.run(pieces, |piece| {
             let words = &buffer[len * piece / pieces..len * (piece + 1) / pieces];
-            let mut sum = 0;
-            read(isa, words, &mut sum);
-            black_box(sum);
+            black_box(read(isa, words));
         });
     });
     (len * size_of::<u64>()) as f64 / seconds
@@ -137,6 +140,36 @@ mod x86 {
     use std::{arch::x86_64::*, hint::black_box};
 
     use super::LOOPS;
+
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn read512(words: &[u64]) -> u64 {
+        let mut sums = [_mm512_setzero_si512(); 4];
+        for chunk in words.as_chunks::<32>().0 {
+            for (sum, vector) in sums.iter_mut().zip(chunk.as_chunks::<8>().0) {
+                // SAFETY: eight words are a vector; the load needs no alignment.
+                let vector = unsafe { _mm512_loadu_si512(vector.as_ptr().cast()) };
+                *sum = _mm512_xor_si512(*sum, vector);
+            }
+        }
+        let [a, b, c, d] = sums;
+        let sum = _mm512_xor_si512(_mm512_xor_si512(a, b), _mm512_xor_si512(c, d));
+        _mm512_reduce_add_epi64(sum) as u64
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn read256(words: &[u64]) -> u64 {
+        let mut sums = [_mm256_setzero_si256(); 4];
+        for chunk in words.as_chunks::<16>().0 {
+            for (sum, vector) in sums.iter_mut().zip(chunk.as_chunks::<4>().0) {
+                // SAFETY: four words are a vector; the load needs no alignment.
+                let vector = unsafe { _mm256_loadu_si256(vector.as_ptr().cast()) };
+                *sum = _mm256_xor_si256(*sum, vector);
+            }
+        }
+        let [a, b, c, d] = sums;
+        let sum = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
+        _mm256_extract_epi64::<0>(sum) as u64
+    }
 
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub(super) fn dpbusd512() {
