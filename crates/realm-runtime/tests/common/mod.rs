@@ -22,7 +22,7 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
     let mut list = vec![("token_embd.weight".into(), vec![HIDDEN, VOCABULARY])];
     for layer in 0..LAYERS {
         let mut add = |name: &str, shape: &[usize]| {
-            list.push((format!("blk.{layer}.{name}"), shape.to_vec()))
+            list.push((format!("blk.{layer}.{name}"), shape.to_vec()));
         };
         add("attn_norm.weight", &[HIDDEN]);
         add("attn_q.weight", &[HIDDEN, HEADS * HEAD_DIM]);
@@ -51,7 +51,7 @@ pub(crate) fn writer() -> GgufWriter {
         ("attention.head_count", HEADS),
         ("attention.head_count_kv", KV_HEADS),
     ] {
-        writer.set(&format!("llama.{key}"), value as u32).unwrap();
+        writer.set(format!("llama.{key}"), value as u32).unwrap();
     }
     writer
 }
