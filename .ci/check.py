@@ -44,7 +44,7 @@ IMPORTS = {
     },
 }
 
-DEVICES = {"cpu", "wgpu", "cuda-emulated", "cuda"}
+DEVICES = {"cpu", "cpu-avx2", "cpu-avx512", "wgpu", "cuda-emulated", "cuda"}
 
 
 def imports():
@@ -103,7 +103,7 @@ def skipped(log, required):
         if not ignored and "skipped:" not in line:
             continue
         # The longest name first, so that "cuda-emulated" is not read as "cuda".
-        named = re.search(r"\b(cuda-emulated|cuda|wgpu|cpu)\b", line.lower())
+        named = re.search(r"\b(cuda-emulated|cuda|wgpu|cpu-avx512|cpu-avx2|cpu)\b", line.lower())
         if named and named[1] in others:
             print(f"not required here: {line}")
         else:

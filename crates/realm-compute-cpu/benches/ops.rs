@@ -38,8 +38,9 @@ fn linear(
     precision: Precision,
     m: usize,
 ) {
-    // Beyond any cache, so that a single row is read from memory.
-    let (n, k) = if m == 1 { (49_152, 2048) } else { (5632, 2048) };
+    let k = 2048;
+    // Half a gigabyte for a single row, which no cache holds.
+    let n = if m == 1 { (512 << 20) / dtype.row_bytes(k).unwrap_or(k) } else { 5632 };
     let mut random = Random::new(1);
     let mut case = CaseBuilder::new(&mut random, 8);
     let input = case.input("x", k);

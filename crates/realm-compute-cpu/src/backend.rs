@@ -150,6 +150,11 @@ impl Backend for CpuBackend {
         Ok(Arc::new(CpuKvPool::new(spec)?))
     }
 
+    fn workspace_bytes(&self, graph: &Graph, options: &CompileOptions) -> usize {
+        let precision = self.resolve(options.precision);
+        CpuProgram::workspace_bytes(graph, &CompileOptions { precision, ..*options })
+    }
+
     fn compile(
         &self,
         graph: &Graph,

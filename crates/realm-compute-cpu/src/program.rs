@@ -59,6 +59,12 @@ impl Step for CpuStep {
 }
 
 impl CpuProgram {
+    /// Bytes of values and prepared inputs. `options.precision` is not `Auto`.
+    pub(crate) fn workspace_bytes(graph: &Graph, options: &CompileOptions) -> usize {
+        let CompileOptions { limits, precision, .. } = options;
+        BufferPlan::new(graph, limits).bytes + Scratch::bytes(most_input(graph, limits), *precision)
+    }
+
     pub(crate) fn new(
         (pool, isa): (Arc<Pool>, Isa),
         graph: &Graph,
@@ -75,7 +81,7 @@ impl CpuProgram {
             available: crate::system::available_memory(),
         })?;
         let scratch = Scratch::new(most_input(graph, &limits), precision);
-        let workspace_bytes = plan.bytes + scratch.bytes();
+        let workspace_bytes = Self::workspace_bytes(graph, &options);
         let info = ProgramInfo { limits, precision, workspace_bytes };
         let angles = graph.ropes().iter().map(|_| Angles::default()).collect();
         let state = State { pool, isa, weights, kv, plan, arena, angles, scratch, precision };

@@ -7,14 +7,14 @@ use realm_conformance::Device;
 
 fn main() -> ExitCode {
     let variants = [
-        ("cpu-scalar", IsaLimit::Scalar, 1),
-        ("cpu-avx2", IsaLimit::Avx2, 2),
-        ("cpu-avx512", IsaLimit::Avx512, 3),
+        ("cpu", "cpu-scalar", IsaLimit::Scalar, 1),
+        ("cpu-avx2", "cpu-avx2", IsaLimit::Avx2, 2),
+        ("cpu-avx512", "cpu-avx512", IsaLimit::Avx512, 3),
     ];
-    let devices = variants.map(|(variant, isa, threads)| {
+    let devices = variants.map(|(name, variant, isa, threads)| {
         let best = CpuBackend::best_isa();
         Device {
-            name: "cpu".into(),
+            name: name.into(),
             variant: variant.into(),
             backend: if isa <= best {
                 Ok(Arc::new(CpuBackend::new(&CpuOptions { threads: Some(threads), isa })))

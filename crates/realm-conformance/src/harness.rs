@@ -41,6 +41,7 @@ pub fn main(devices: Vec<Device>) -> ExitCode {
                     }));
                 }
                 trials.extend(cases::invariance::trials(&variant, &backend, seed));
+                trials.extend(cases::contract::trials(&variant, &backend));
             }
             Err(reason) => {
                 let must = required(&name);

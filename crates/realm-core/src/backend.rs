@@ -377,6 +377,8 @@ pub trait Backend: Send + Sync {
     /// # Errors
     /// A head size that the type cannot hold, or too little memory.
     fn kv_pool(&self, spec: &KvSpec) -> Result<Arc<dyn KvPool>, BackendError>;
+    /// Bytes of work memory that [`Backend::compile`] will take for a graph, known from its shapes.
+    fn workspace_bytes(&self, graph: &Graph, options: &CompileOptions) -> usize;
     /// Prepares a graph for steps within limits.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! The graph: what a model computes for one step, as about twenty ops over ragged batches.
+//! The graph: what a model computes for one step, as a few ops over ragged batches.
 //!
 //! Values are in single-assignment form: each is written by one node, in the order of
 //! [`Graph::nodes`]. Their row count stays symbolic ([`Rows`]): a graph is built once a model and

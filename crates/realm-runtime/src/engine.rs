@@ -122,7 +122,7 @@ impl Engine {
         let start = std::time::Instant::now();
         let mut graph = model.graph().clone();
         fuse::fuse(&mut graph);
-        let plan = MemoryPlan::new(model, &graph, backend.info(), options)?;
+        let plan = MemoryPlan::new(model, &graph, &*backend, options)?;
         let mut weights = Vec::with_capacity(graph.weights().len());
         for info in graph.weights() {
             let data = model.file().require(&info.name)?.data()?;

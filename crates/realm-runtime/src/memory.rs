@@ -2,8 +2,7 @@
 
 use realm_core::{
     Graph,
-    backend::{DeviceInfo, KvSpec, Limits},
-    plan::BufferPlan,
+    backend::{Backend, CompileOptions, KvSpec, Limits},
 };
 
 use crate::{EngineOptions, Model, RuntimeError};
@@ -17,7 +16,7 @@ pub struct MemoryPlan {
     pub kv: KvSpec,
     /// Its bytes.
     pub kv_bytes: u64,
-    /// Bytes of the activations.
+    /// Bytes of the program's work memory.
     pub workspace_bytes: u64,
     /// Memory of the device, where known.
     pub device_bytes: Option<u64>,
@@ -42,7 +41,7 @@ impl MemoryPlan {
     pub fn new(
         model: &Model,
         graph: &Graph,
-        device: &DeviceInfo,
+        backend: &dyn Backend,
         options: &EngineOptions,
     ) -> Result<Self, RuntimeError> {
         let sequences = options.sequences.max(1);
@@ -50,7 +49,9 @@ impl MemoryPlan {
         let limits = Limits { tokens, outputs: sequences, sequences };
         let weight_bytes =
             graph.weights().iter().filter_map(|weight| weight.bytes()).map(|b| b as u64).sum();
-        let workspace_bytes = BufferPlan::new(graph, &limits).bytes as u64;
+        let device = backend.info();
+        let compile = CompileOptions { limits, precision: options.precision, poison: false };
+        let workspace_bytes = backend.workspace_bytes(graph, &compile) as u64;
         let block_tokens = device.kv_block_tokens;
         let kv_type = options.resolved_kv_type();
         let mut kv = KvSpec { layers: graph.kv().to_vec(), kv_type, blocks: 1, block_tokens };

@@ -96,7 +96,7 @@ fn prospect(file: &GgufFile, args: &InspectArgs, device: Device) -> Result<Prosp
     let graph = fused(&model);
     let mut options = args.engine.options();
     options.sequences = args.batch.into();
-    let plan = MemoryPlan::new(&model, &graph, device.backend().info(), &options)?;
+    let plan = MemoryPlan::new(&model, &graph, &**device.backend(), &options)?;
     Ok(Prospect { device, graph, plan })
 }
 

@@ -72,9 +72,19 @@ impl Scratch {
         }
     }
 
-    /// Bytes it takes.
-    pub(crate) fn bytes(&self) -> usize {
+    /// Bytes it holds now.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
         size_of_val(&self.groups[..]) + size_of_val(&self.rounded[..])
+    }
+
+    /// Bytes that memory for `elements` elements takes.
+    pub(crate) fn bytes(elements: usize, precision: Precision) -> usize {
+        match precision {
+            Precision::Int8 | Precision::Auto => elements / GROUP * size_of::<QuantGroup>(),
+            Precision::F16 | Precision::BF16 => elements * size_of::<f32>(),
+            Precision::F32 => 0,
+        }
     }
 
     /// Prepares `x`, `[rows, cols]`, for products in `precision` (`Auto` is `Int8`). Takes more

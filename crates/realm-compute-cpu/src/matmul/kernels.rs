@@ -71,7 +71,7 @@ macro_rules! for_rows {
 /// Quantized weights times quantized activations.
 ///
 /// `HALVES`: weights have a scale each 16, not 32. `MIN`: they have minima instead of a zero at
-/// `2^shift`. `WIDE`: quants may exceed 127.
+/// `2^shift`.
 pub(super) struct Integers<'a, const N: usize, const HALVES: bool, const MIN: bool, const BITS: u32>
 {
     product: Product<'a>,

@@ -1,6 +1,7 @@
 //! All cases, an op each file.
 
 pub mod attention;
+pub mod contract;
 pub mod elementwise;
 pub mod invariance;
 pub mod linear;

@@ -54,6 +54,15 @@ pub fn cases(random: &mut Random) -> Vec<Case> {
 
 /// Two layers with grouped heads, as the Llama architecture has them.
 pub fn llama(random: &mut Random, dtype: DType) -> Case {
+    build(random, dtype, false)
+}
+
+/// The same, ending in a `Sample` op.
+pub fn sampling_llama(random: &mut Random, dtype: DType) -> Case {
+    build(random, dtype, true)
+}
+
+fn build(random: &mut Random, dtype: DType, samples: bool) -> Case {
     let mut case = CaseBuilder::new(random, VOCABULARY);
     let table = case.scaled_weight("token_embd", [VOCABULARY, COLS], dtype, 1.0);
     let rope = case.graph.rope_table(RopeFrequencies::new(10_000.0, HEAD_DIM));
@@ -78,6 +87,9 @@ pub fn llama(random: &mut Random, dtype: DType) -> Case {
     let norm = case.vector("output_norm", COLS);
     let normed = case.graph.rms_norm(rows, norm, 1e-5);
     let logits = case.graph.linear(normed, table, None);
+    if samples {
+        case.graph.sample(logits);
+    }
     case.finish_outputs("llama", logits).steps(vec![
         vec![Chunk::prefill(0, 21), Chunk::prefill(1, 1)],
         vec![Chunk::decode(0), Chunk::prefill(1, 50), Chunk::prefill(2, 3)],

@@ -150,6 +150,11 @@ impl Backend for ReferenceBackend {
         Ok(Arc::new(pool))
     }
 
+    fn workspace_bytes(&self, _graph: &Graph, _options: &CompileOptions) -> usize {
+        // Values are made as the ops run.
+        0
+    }
+
     fn compile(
         &self,
         graph: &Graph,

@@ -1,0 +1,149 @@
+//! What the backend contract promises beside the ops: a step may take the tokens that the step before
+//! sampled, and cache blocks may be copied, taken out and put back.
+
+use std::sync::Arc;
+
+use libtest_mimic::{Failed, Trial};
+use realm_core::{
+    DType,
+    backend::{
+        Backend, BackendError, Bindings, BlockId, CompileOptions, Inputs, KvPool, KvSpec, KvType,
+        Limits, Precision, Program, Role, SequenceRows, Step, Token,
+    },
+    sampling::Sampling,
+};
+
+use crate::{cases::model, random::Random};
+
+const PROMPT: [u32; 9] = [3, 1, 4, 1, 5, 9, 2, 6, 5];
+
+/// A small model with a cache of six blocks.
+struct Setup {
+    program: Box<dyn Program>,
+    kv: Arc<dyn KvPool>,
+    block_tokens: usize,
+}
+
+impl Setup {
+    fn new(backend: &dyn Backend, kv_type: KvType) -> Result<Self, BackendError> {
+        let case = model::sampling_llama(&mut Random::new(11), DType::Q8_0);
+        let weights = case.graph.weights().iter().zip(&case.weights);
+        let weights = weights.map(|(info, data)| backend.load_weight(info, data.clone()));
+        let block_tokens = backend.info().kv_block_tokens;
+        let layers = case.graph.kv().to_vec();
+        let kv = backend.kv_pool(&KvSpec { layers, kv_type, blocks: 6, block_tokens })?;
+        let bindings = Bindings { weights: weights.collect::<Result<_, _>>()?, kv: kv.clone() };
+        let limits = Limits { tokens: PROMPT.len(), outputs: 2, sequences: 2 };
+        let options = CompileOptions { limits, precision: Precision::F32, poison: true };
+        let program = backend.compile(&case.graph, &bindings, &options)?;
+        Ok(Self { program, kv, block_tokens })
+    }
+
+    /// Runs rows of one sequence whose cache is `blocks`; the last row is sampled.
+    fn step(
+        &mut self,
+        tokens: &[Token],
+        cached: usize,
+        blocks: &[BlockId],
+        previous: Option<&dyn Step>,
+    ) -> Result<Box<dyn Step>, BackendError> {
+        let role = if cached == 0 { Role::Prefill } else { Role::Decode };
+        let how = Sampling { temperature: 1.0, seed: 5, ..Sampling::GREEDY };
+        self.program.enqueue(&Inputs {
+            tokens,
+            sequences: &[SequenceRows { rows: 0..tokens.len(), cached, role, blocks }],
+            outputs: &[tokens.len() as u32 - 1],
+            sampling: &[Sampling { position: (cached + tokens.len()) as u32, ..how }],
+            want_logits: true,
+            want_times: false,
+            previous,
+        })
+    }
+
+    fn prefill(&mut self, blocks: &[BlockId]) -> Result<Box<dyn Step>, BackendError> {
+        self.step(&PROMPT.map(Token::Id), 0, blocks, None)
+    }
+}
+
+fn ensure(holds: bool, problem: impl FnOnce() -> String) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(problem().into()) }
+}
+
+fn line(error: BackendError) -> Failed {
+    error.to_string().into()
+}
+
+/// Decoding by the previous step's token gives what the same token from the host gives.
+fn previous_tokens(backend: &dyn Backend) -> Result<(), Failed> {
+    let mut setup = Setup::new(backend, KvType::F32).map_err(line)?;
+    let blocks: Vec<BlockId> = (0..6).map(BlockId).collect();
+    let sampled = setup.prefill(&blocks).and_then(|step| step.read()).map_err(line)?.sampled;
+    let by_host = setup.step(&[Token::Id(sampled[0])], PROMPT.len(), &blocks, None);
+    let by_host = by_host.and_then(|step| step.read()).map_err(line)?;
+
+    let first = setup.prefill(&blocks).map_err(line)?;
+    let second = setup.step(&[Token::Previous(0)], PROMPT.len(), &blocks, Some(&*first));
+    let second = second.and_then(|step| step.read()).map_err(line)?;
+    ensure(second == by_host, || "the previous step's token gives other results".into())?;
+    let again = first.read().map_err(line)?.sampled;
+    ensure(again == sampled, || format!("sampled {again:?}, then {sampled:?}"))?;
+
+    for (row, previous) in [(0, None), (1, Some(setup.prefill(&blocks).map_err(line)?))] {
+        let result =
+            setup.step(&[Token::Previous(row)], PROMPT.len(), &blocks, previous.as_deref());
+        let refused = matches!(result, Err(BackendError::Inputs { .. }));
+        ensure(refused, || format!("a token of row {row} that no step sampled was accepted"))?;
+    }
+    Ok(())
+}
+
+/// A sequence goes on unchanged on copied blocks, and on blocks that were taken out, lost and put back
+/// elsewhere.
+fn moved_blocks(backend: &dyn Backend, kv_type: KvType) -> Result<(), Failed> {
+    let mut setup = Setup::new(backend, kv_type).map_err(line)?;
+    // Blocks may be small: the sequence takes as many as it needs.
+    let needed = (PROMPT.len() + 1).div_ceil(setup.block_tokens);
+    ensure(2 * needed <= 6, || "blocks of fewer than four tokens".into())?;
+    let (first, second): (Vec<_>, Vec<_>) =
+        (0..needed as u32).map(|at| (BlockId(2 * at + 1), BlockId(2 * at))).unzip();
+    let decode = |setup: &mut Setup, blocks: &[BlockId]| {
+        let step = setup.step(&[Token::Id(7)], PROMPT.len(), blocks, None);
+        step.and_then(|step| step.read()).map_err(line)
+    };
+    setup.prefill(&first).and_then(|step| step.read()).map_err(line)?;
+    for (&from, &to) in first.iter().zip(&second) {
+        setup.kv.copy(from, to).map_err(line)?;
+    }
+    let expected = decode(&mut setup, &first)?;
+    ensure(decode(&mut setup, &second)? == expected, || "copied blocks differ".into())?;
+
+    let contents = setup.kv.swap_out(&first).map_err(line)?;
+    // Another prompt overwrites both places.
+    for blocks in [&first, &second] {
+        let other = PROMPT.map(|id| Token::Id(id + 20));
+        setup.step(&other, 0, blocks, None).and_then(|step| step.read()).map_err(line)?;
+    }
+    ensure(decode(&mut setup, &first)? != expected, || "the cache does not matter".into())?;
+    setup.kv.swap_in(&contents, &second).map_err(line)?;
+    ensure(decode(&mut setup, &second)? == expected, || "swapped blocks differ".into())?;
+
+    let nowhere = [BlockId(6)];
+    let refused = setup.kv.swap_out(&nowhere).is_err()
+        && setup.kv.copy(BlockId(0), nowhere[0]).is_err()
+        && setup.kv.swap_in(&contents[1..], &second).is_err();
+    ensure(refused, || "blocks that are not there, or too few bytes, were accepted".into())
+}
+
+/// The trials for one device.
+pub fn trials(variant: &str, backend: &Arc<dyn Backend>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    let device = backend.clone();
+    let name = format!("{variant}/contract/previous-tokens");
+    trials.push(Trial::test(name, move || previous_tokens(&*device)));
+    for kv_type in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0] {
+        let device = backend.clone();
+        let name = format!("{variant}/contract/moved-blocks/{kv_type}");
+        trials.push(Trial::test(name, move || moved_blocks(&*device, kv_type)));
+    }
+    trials
+}
