@@ -2,7 +2,7 @@
 
 use std::{fmt, time::Duration};
 
-use realm_core::backend::Precision;
+use realm_core::{Graph, backend::Precision};
 use realm_runtime::{Engine, EngineOptions, memory::human};
 
 /// A number of tokens and the time they took.
@@ -37,6 +37,13 @@ pub(crate) fn seconds(time: Duration) -> String {
     }
 }
 
+/// The precision that a graph's products come to: f32 where int8 finds no quantized weight. Files
+/// of both kinds count as int8.
+pub(crate) fn in_effect(graph: &Graph, precision: Precision) -> Precision {
+    let floats = || graph.weights().iter().all(|weight| weight.dtype.is_float());
+    if precision == Precision::Int8 && floats() { Precision::F32 } else { precision }
+}
+
 /// How a model was put on its device: what was chosen, and why.
 pub(crate) fn setting(engine: &Engine, options: &EngineOptions) -> [String; 4] {
     let info = engine.backend().info();
@@ -48,10 +55,10 @@ pub(crate) fn setting(engine: &Engine, options: &EngineOptions) -> [String; 4] {
         None => format!("what fits; the model's is {}", memory.model_context),
     };
     let auto = if options.precision == Precision::Auto { " (auto)" } else { "" };
-    let floats = engine.graph().weights().iter().all(|weight| weight.dtype.is_float());
-    let effect = match engine.precision() {
-        Precision::Int8 if floats => ", in effect f32 as no weight is quantized",
-        _ => "",
+    let effect = if in_effect(engine.graph(), engine.precision()) == engine.precision() {
+        ""
+    } else {
+        ", in effect f32 as no weight is quantized"
     };
     [
         format!("device     {}: {}{threads}", info.name, info.description),

@@ -16,6 +16,9 @@ use std::{
 /// gap between two ops of a step.
 const SPINS: u32 = 2_000;
 
+/// More threads than any machine has cores, and fewer than [`JOINED`] counts.
+const MOST: usize = 4096;
+
 /// Set in [`Shared::state`] while workers may join the job. The bits above count jobs, the bits
 /// below the workers that joined.
 const OPEN: u64 = 1 << 16;
@@ -60,8 +63,9 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A pool that computes on `threads` threads (at least one: the caller's).
+    /// A pool that computes on `threads` threads (at least one: the caller's; at most [`MOST`]).
     pub(crate) fn new(threads: usize) -> Self {
+        let threads = threads.min(MOST);
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
@@ -94,6 +98,7 @@ impl Pool {
         // SAFETY: the state is closed and nobody is joined, so no other thread reads the job.
         unsafe { *shared.job.get() = Some(Job { task, tasks }) };
         shared.next.store(0, Ordering::Relaxed);
+        shared.panicked.store(false, Ordering::Relaxed);
         let closed = shared.state.load(Ordering::Relaxed);
         // Sequentially consistent beside `asleep`: either the worker sees the job or we see it asleep.
         shared.state.store(closed + NEXT_JOB + OPEN, Ordering::SeqCst);

@@ -74,14 +74,16 @@ impl CpuProgram {
     ) -> Result<Self, BackendError> {
         let CompileOptions { limits, precision, poison } = options;
         let plan = BufferPlan::new(graph, &limits);
-        let arena = Arena::new(plan.bytes).ok_or_else(|| BackendError::OutOfMemory {
-            device: NAME.into(),
-            what: "the work memory".into(),
-            needed: plan.bytes as u64,
-            available: crate::system::available_memory(),
-        })?;
-        let scratch = Scratch::new(most_input(graph, &limits), precision);
         let workspace_bytes = Self::workspace_bytes(graph, &options);
+        let scratch = Scratch::new(most_input(graph, &limits), precision);
+        let (Some(arena), Some(scratch)) = (Arena::new(plan.bytes), scratch) else {
+            return Err(BackendError::OutOfMemory {
+                device: NAME.into(),
+                what: "the work memory".into(),
+                needed: workspace_bytes as u64,
+                available: crate::system::available_memory(),
+            });
+        };
         let info = ProgramInfo { limits, precision, workspace_bytes };
         let angles = graph.ropes().iter().map(|_| Angles::default()).collect();
         let state = State { pool, isa, weights, kv, plan, arena, angles, scratch, precision };

@@ -273,7 +273,8 @@ impl Inputs<'_> {
 pub struct StepOutput {
     /// `[outputs, vocabulary]`, row-major; empty where not wanted.
     pub logits: Vec<f32>,
-    /// A token an output row; empty where no sampling was asked for.
+    /// A token an output row, [`crate::sampling::NO_TOKEN`] where no logit is a number; empty where no
+    /// sampling was asked for.
     pub sampled: Vec<u32>,
     /// Seconds a node; empty where not wanted.
     pub node_seconds: Vec<f64>,

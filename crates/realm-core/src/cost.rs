@@ -8,7 +8,7 @@
 use std::{iter::Sum, ops::Add};
 
 use crate::{
-    backend::KvType,
+    backend::{KvType, Precision},
     graph::{
         Graph, Node, Op, Rows, Value, Weight,
         ops::{Attention, KvWrite},
@@ -116,6 +116,19 @@ pub fn node(graph: &Graph, node: &Node, step: &StepShape<'_>) -> Cost {
             vectors(graph, op.weights(), rows)
         }
     }
+}
+
+/// The precision in which a node computes where its program runs in `precision` (not
+/// [`Precision::Auto`]): products of quantized weights in that one, all else in f32. With
+/// [`Precision::Int8`] products of weights that are all floats are f32 too.
+pub fn precision(graph: &Graph, node: &Node, precision: Precision) -> Precision {
+    let floats = |weight: Weight| graph.weight(weight).dtype.is_float();
+    let floats = match &node.op {
+        Op::Linear(op) => op.projections.iter().all(|projection| floats(projection.weight)),
+        Op::GatedLinear(op) => floats(op.gate) && floats(op.up),
+        _ => return Precision::F32,
+    };
+    if floats && precision == Precision::Int8 { Precision::F32 } else { precision }
 }
 
 /// The cost of a whole step.
@@ -301,6 +314,19 @@ mod tests {
         fuse(&mut fused);
         assert!(fused.nodes().len() < plain.nodes().len());
         assert_eq!(step(&fused, &shape(&sequences, 1)), step(&plain, &shape(&sequences, 1)));
+    }
+
+    #[test]
+    fn only_products_of_quantized_weights_are_int8() {
+        let graph = graph(None);
+        let of = |asked| -> Vec<(&str, Precision)> {
+            let found = |each: &Node| (each.op.name(), precision(&graph, each, asked));
+            graph.nodes().iter().map(found).filter(|(_, found)| *found == asked).collect()
+        };
+        // All but `v`, which is F16: q, k, gate, up, down and the output.
+        assert_eq!(of(Precision::Int8), [("Linear", Precision::Int8); 6]);
+        assert_eq!(of(Precision::BF16), [("Linear", Precision::BF16); 7]);
+        assert_eq!(of(Precision::F32).len(), graph.nodes().len());
     }
 
     #[test]

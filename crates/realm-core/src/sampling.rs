@@ -42,9 +42,12 @@ pub fn uniform(seed: u64, position: u32) -> f32 {
     (word >> 8) as f32 / (1 << 24) as f32
 }
 
-/// The likeliest token; of equals the lowest id. NaN counts as impossible.
+/// What stands for a token where no logit is a number above −∞: the model or its arithmetic broke down.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+/// The likeliest token; of equals the lowest id. NaN counts as impossible; [`NO_TOKEN`] where all are.
 pub fn argmax(logits: &[f32]) -> u32 {
-    let mut best = (f32::NEG_INFINITY, 0);
+    let mut best = (f32::NEG_INFINITY, NO_TOKEN);
     for (id, &logit) in logits.iter().enumerate() {
         if logit > best.0 {
             best = (logit, id as u32);
@@ -68,7 +71,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The next token by `logits`, one a vocabulary entry.
+    /// The next token by `logits`, one a vocabulary entry; [`NO_TOKEN`] where none is possible.
     ///
     /// Candidates are walked in the order of their ids, so the choice does not depend on how they
     /// were sorted.
@@ -159,7 +162,8 @@ mod tests {
         let mut sampler = Sampler::default();
         assert_eq!(sampler.sample(&[0.0, 2.0, 2.0], &Sampling::GREEDY), 1);
         let hot = Sampling { temperature: 1.0, ..Sampling::GREEDY };
-        assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], &hot), 0);
+        assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], &hot), NO_TOKEN);
+        assert_eq!(sampler.sample(&[f32::NAN; 3], &Sampling::GREEDY), NO_TOKEN);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use realm_core::{
         Role, SequenceRows, StepOutput, Token,
     },
     fuse,
+    sampling::NO_TOKEN,
 };
 
 use crate::{
@@ -243,13 +244,19 @@ impl Engine {
     /// gives none.
     ///
     /// # Errors
-    /// The device's failure.
+    /// The device's failure; logits that are no numbers, which ends the step's sequences.
     pub fn step(&mut self) -> Result<Vec<Event>, RuntimeError> {
         let shares = self.scheduler.plan();
         if shares.is_empty() {
             return Ok(Vec::new());
         }
         let output = self.run(&shares)?;
+        if output.sampled.contains(&NO_TOKEN) {
+            let ids: Vec<_> =
+                shares.iter().map(|s| self.scheduler.running[s.sequence].id).collect();
+            ids.into_iter().for_each(|id| _ = self.scheduler.remove(id));
+            return Err(RuntimeError::NotNumbers { precision: self.precision() });
+        }
         for (total, seconds) in self.node_seconds.iter_mut().zip(&output.node_seconds) {
             *total += seconds;
         }

@@ -1,6 +1,9 @@
 //! What can go wrong between a model file and its tokens.
 
-use realm_core::{backend::BackendError, graph::GraphError};
+use realm_core::{
+    backend::{BackendError, Precision},
+    graph::GraphError,
+};
 use realm_gguf::GgufError;
 use realm_tokenizer::TokenizerError;
 
@@ -63,6 +66,14 @@ pub enum RuntimeError {
         prompt: usize,
         /// Tokens that fit.
         context: usize,
+    },
+    /// A step whose logits are NaN or −∞ throughout.
+    #[error(
+        "the model's logits are not numbers ({precision} products); try --precision f32, or the file is damaged"
+    )]
+    NotNumbers {
+        /// The precision in use.
+        precision: Precision,
     },
     /// A request that cannot be run.
     #[error("{0}")]

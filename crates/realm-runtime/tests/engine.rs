@@ -4,7 +4,7 @@ mod common;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use common::{CONTEXT, VOCABULARY, model};
+use common::{CONTEXT, VOCABULARY, model, model_with};
 use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::{random::Random, run::distance};
 use realm_core::{
@@ -178,4 +178,16 @@ fn what_does_not_fit_is_said_before_loading() {
     let error = Engine::new(&model, cpu(1), &options).err().unwrap();
     assert!(matches!(error, RuntimeError::Memory(_)), "{error}");
     assert!(error.to_string().contains("--ctx"), "{error}");
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error() {
+    let model = model_with(6, DType::F32, f32::NAN);
+    let mut engine = engine(&model, 2, 512);
+    let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
+    let request = Request { prompt: vec![1, 2], max_tokens: 3, sampling, stop_tokens: vec![] };
+    engine.submit(request).unwrap();
+    let error = engine.step().unwrap_err();
+    assert!(matches!(error, RuntimeError::NotNumbers { .. }), "{error}");
+    assert!(engine.is_idle());
 }

@@ -206,7 +206,7 @@ fn greedy(mut model: ModelWeights, ids: &[u32], count: usize, vocab: u32) -> Res
 
 /// The name `realm bench` and `llama-bench` give a test, with the depth where there is one.
 fn name(kind: &str, tokens: usize, depth: usize) -> String {
-    if depth == 0 { format!("{kind}{tokens}") } else { format!("{kind}{tokens} @ d{depth}") }
+    if depth == 0 { format!("{kind}{tokens}") } else { format!("{kind}{tokens}@d{depth}") }
 }
 
 fn report(common: &Value, test: &str, mut rates: Vec<f64>) {

@@ -139,18 +139,22 @@ impl Bench {
         }
     }
 
-    fn submit(&mut self, test: &Test) -> Result<SequenceId> {
-        let prompt = (0..test.prompt()).map(|_| self.rng.below(self.vocabulary) as u32).collect();
-        let max_tokens = test.most_generated(self.engine.memory().limits.tokens);
+    fn submit(&mut self, tokens: usize, max_tokens: usize) -> Result<SequenceId> {
+        let prompt = (0..tokens).map(|_| self.rng.below(self.vocabulary) as u32).collect();
         let sampling = SamplingParams::GREEDY;
         Ok(self.engine.submit(Request { prompt, max_tokens, sampling, stop_tokens: vec![] })?)
     }
 
-    /// Times a prompt of `tokens` after the test's depth, which is whole steps.
+    /// Times a prompt of `tokens` after the test's depth. Where that is not whole steps, a sequence
+    /// that ends with the first step takes what is left of it.
     fn prompt(&mut self, test: &Test, tokens: usize) -> Result<Repetition> {
         let step_tokens = self.engine.memory().limits.tokens;
-        self.submit(test)?;
-        for _ in 0..test.depth / step_tokens {
+        let filler = test.filler(step_tokens);
+        if filler > 0 {
+            self.submit(filler, 1)?;
+        }
+        self.submit(test.prompt(), 1)?;
+        for _ in 0..test.depth.div_ceil(step_tokens) {
             self.engine.step()?;
         }
         let mut steps = Vec::new();
@@ -160,15 +164,16 @@ impl Bench {
             steps.push(vec![SequenceShape { cached, rows }]);
             cached += rows;
         }
-        let repetition = self.time(steps)?;
+        let repetition = self.time(test, steps)?;
         if self.engine.is_idle() { Ok(repetition) } else { Err(out_of_step(test)) }
     }
 
     /// Times `tokens` steps of `sequences` rows, once every prompt is taken in.
     fn generate(&mut self, test: &Test, tokens: usize, sequences: usize) -> Result<Repetition> {
         let mut generated: HashMap<SequenceId, usize> = HashMap::new();
+        let max_tokens = test.most_generated(self.engine.memory().limits.tokens);
         for _ in 0..sequences {
-            generated.insert(self.submit(test)?, 0);
+            generated.insert(self.submit(test.prompt(), max_tokens)?, 0);
         }
         while generated.values().any(|&count| count == 0) {
             for event in self.engine.step()? {
@@ -183,7 +188,7 @@ impl Bench {
                 .map(|count| SequenceShape { cached: cached(count), rows: 1 })
                 .collect()
         };
-        let repetition = self.time((0..tokens).map(at).collect());
+        let repetition = self.time(test, (0..tokens).map(at).collect());
         for &sequence in generated.keys() {
             self.engine.cancel(sequence);
         }
@@ -191,10 +196,13 @@ impl Bench {
     }
 
     /// Runs as many steps as there are shapes.
-    fn time(&mut self, steps: Vec<Vec<SequenceShape>>) -> Result<Repetition> {
+    fn time(&mut self, test: &Test, steps: Vec<Vec<SequenceShape>>) -> Result<Repetition> {
         self.engine.take_node_seconds();
         let start = Instant::now();
         for _ in &steps {
+            if self.engine.is_idle() {
+                return Err(out_of_step(test));
+            }
             self.engine.step()?;
         }
         let seconds = start.elapsed().as_secs_f64();
@@ -226,7 +234,7 @@ impl Bench {
 /// The engine took other steps than were counted on: times would be wrong.
 fn out_of_step(test: &Test) -> CliError {
     CliError::Input(format!(
-        "{test}: the engine took more steps than planned; this is a bug, please report it"
+        "{test}: the engine took other steps than planned; this is a bug, please report it"
     ))
 }
 

@@ -7,6 +7,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
+use clap::error::ErrorKind;
 use realm_core::backend::Precision;
 use realm_runtime::{EngineOptions, Model, device::Device};
 
@@ -22,8 +23,9 @@ use report::{Ceilings, PeakMemory, Setting};
 
 /// Measure a model's speed.
 ///
-/// Each test runs once to warm up and then as often as --repetitions says; the table shows median,
-/// slowest and fastest. In the same run the machine's read bandwidth and the arithmetic peak of the
+/// Before each test comes a warm-up that is not counted, with an empty cache and at most 8 generated
+/// tokens; then it runs as often as --repetitions says, and the table shows median, slowest and
+/// fastest. In the same run the machine's read bandwidth and the arithmetic peak of the
 /// instructions in use are measured, and the table says which part of each a test reached: weights
 /// and KV cache read against the bandwidth, multiplications and additions against the peak. A test
 /// that stays far below both leaves speed on the table.
@@ -41,8 +43,8 @@ pub(crate) struct BenchArgs {
     /// Tokens to generate; several with commas, 0 for no such test
     #[arg(short = 'n', long, value_name = "TOKENS", value_delimiter = ',', default_value = "128")]
     generate: Vec<u32>,
-    /// Tokens of context before each test; several with commas. Before a prompt they are rounded up
-    /// to whole steps
+    /// Tokens of context before each test; several with commas. Before a prompt, where they are not
+    /// whole steps, room for a second sequence is taken
     #[arg(short, long, value_name = "TOKENS", value_delimiter = ',', default_value = "0")]
     depth: Vec<u32>,
     /// Sequences that generate side by side; several with commas
@@ -72,8 +74,8 @@ pub(crate) struct BenchArgs {
         value_parser = clap::value_parser!(u32).range(1..=10_000)
     )]
     repetitions: u32,
-    /// Show what each kind of op takes and which part of the machine's limits it reaches. Taking the
-    /// times costs a little
+    /// Show what each kind of op takes and which part of the machine's limits it reaches: int8
+    /// products of the int8 peak, everything else of the f32 peak. Taking the times costs a little
     #[arg(long)]
     ops: bool,
     /// Print a JSON list instead of a table
@@ -89,22 +91,26 @@ pub(crate) struct BenchArgs {
 /// A model that cannot be loaded, tests that do not fit the memory, the device's failure.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let plan = plan(args)?;
+    let options = options(args, &plan)?;
     let model = Model::open(&args.model.model)?;
     let device = args.engine.device.open()?;
-    let options = options(args, &plan)?;
+    let precision = match options.precision {
+        Precision::Auto => device.backend().info().auto_precision,
+        precision => precision,
+    };
+    let precision = stats::in_effect(model.graph(), precision);
     // Measured before and after the tests: a shared machine has good and bad minutes.
-    let early = ceilings(&device, options.precision);
+    let early = ceilings(&device, precision, args.ops);
     let peak = PeakMemory::reset();
     let engine = load::engine(&model, &device, &options)?;
-    let [on, precision, _, memory] = stats::setting(&engine, &options);
-    [on, precision, memory].iter().for_each(console::say);
+    let [on, computes, _, memory] = stats::setting(&engine, &options);
+    [on, computes, memory].iter().for_each(console::say);
 
-    let precision = engine.precision();
     let mut setting = Setting::new(&args.model.model, &engine, args.repetitions);
     let mut bench = Bench::new(engine, model.vocabulary(), args.repetitions, options.times);
     let results = plan.tests.iter().map(|test| bench.run(test)).collect::<Result<Vec<_>>>()?;
     setting.peak_rss_bytes = peak.bytes();
-    setting.ceilings = Ceilings::best(early, ceilings(&device, precision));
+    setting.ceilings = Ceilings::best(early, ceilings(&device, precision, args.ops));
 
     let graph = bench.graph();
     let mut out = console::Output::new();
@@ -113,21 +119,34 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     } else {
         out.text(&report::table(&setting, &results))?;
         for result in results.iter().filter(|_| args.ops) {
-            out.text(&ops::table(graph, result, setting.ceilings.as_ref()))?;
+            out.text(&ops::table(&setting, graph, result))?;
         }
     }
     console::say(setting.summary());
     out.flush()
 }
 
-/// What the machine can do with products of that precision.
-fn ceilings(device: &Device, precision: Precision) -> Option<Ceilings> {
-    let precision = match precision {
-        Precision::Auto => device.backend().info().auto_precision,
-        precision => precision,
+/// What the machine can do with products of that precision, and in f32 where `floats` asks for it.
+fn ceilings(device: &Device, precision: Precision, floats: bool) -> Option<Ceilings> {
+    let measure = |precision| {
+        with_spinner("measuring the machine".into(), || device.roofline(precision))
     };
-    let roofline = with_spinner("measuring the machine".into(), || device.roofline(precision))?;
-    Ceilings::new(roofline.read_bytes_per_second, roofline.ops_per_second, roofline.path)
+    let own = measure(precision)?;
+    let mut ceilings =
+        Ceilings::new(own.read_bytes_per_second, own.ops_per_second, own.path)?;
+    if precision != Precision::Int8 {
+        ceilings.f32_ops_per_second = Some(own.ops_per_second);
+    } else if floats {
+        let float = measure(Precision::F32)?;
+        ceilings.f32_ops_per_second = Some(float.ops_per_second);
+        ceilings.bytes_per_second = ceilings.bytes_per_second.max(float.read_bytes_per_second);
+    }
+    Some(ceilings)
+}
+
+/// Tests that cannot be run as they were asked for.
+fn misuse(problem: impl std::fmt::Display) -> CliError {
+    CliError::Usage(clap::Error::raw(ErrorKind::ValueValidation, format!("{problem}\n")))
 }
 
 fn plan(args: &BenchArgs) -> Result<Plan> {
@@ -141,7 +160,7 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
     );
     if plan.tests.is_empty() {
         let problem = "nothing to measure; ask for a prompt with -p or for generation with -n";
-        return Err(CliError::Input(problem.into()));
+        return Err(misuse(problem));
     }
     Ok(plan)
 }
@@ -150,7 +169,7 @@ fn plan(args: &BenchArgs) -> Result<Plan> {
 fn options(args: &BenchArgs, plan: &Plan) -> Result<EngineOptions> {
     let context = args.engine.ctx.map_or(plan.context, |tokens| tokens as usize);
     if context < plan.context {
-        return Err(CliError::Input(format!(
+        return Err(misuse(format_args!(
             "--ctx {context} is too small: the longest test takes {} tokens",
             plan.context
         )));

@@ -4,19 +4,19 @@ use std::fmt::Write;
 
 use realm_core::{
     Graph,
-    cost::Cost,
+    cost::{self, Cost},
     graph::{Node, Op},
 };
 use serde_json::{Value, json};
 
 use super::{
     measure::Measured,
-    report::{Ceilings, percent},
+    report::{Setting, percent},
 };
 
 /// All nodes that do the same in different layers.
 #[derive(Debug, Clone, PartialEq)]
-struct Group {
+pub(super) struct Group {
     /// The op's name and its weights': `Linear attn_q attn_k attn_v`.
     name: String,
     /// The weights' types: `Q4_K Q6_K`.
@@ -24,8 +24,11 @@ struct Group {
     nodes: usize,
     /// Of all repetitions.
     seconds: f64,
-    /// Of all repetitions; zero for ops that work on activations, which stay in caches.
-    cost: Cost,
+    /// Of all repetitions.
+    pub(super) cost: Cost,
+    /// Seconds that the machine's limits account for, in all repetitions; `None` where they are not
+    /// known.
+    limit: Option<f64>,
 }
 
 /// A tensor's name without its layer: `attn_q` of `blk.3.attn_q.weight`.
@@ -47,7 +50,7 @@ fn matrices(node: &Node) -> Vec<realm_core::graph::Weight> {
 }
 
 /// The groups, those that take most time first.
-fn groups(graph: &Graph, result: &Measured) -> Vec<Group> {
+pub(super) fn groups(setting: &Setting, graph: &Graph, result: &Measured) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let repetitions = result.seconds.len();
     let measured = result.node_seconds.iter().zip(&result.costs);
@@ -59,13 +62,11 @@ fn groups(graph: &Graph, result: &Measured) -> Vec<Group> {
         }
         let known = groups.iter().position(|group| group.name == name);
         let at = known.unwrap_or_else(|| {
-            let (types, cost) = (vec![], Cost::default());
-            groups.push(Group { name, types, nodes: 0, seconds: 0.0, cost });
+            let (types, cost, limit) = (vec![], Cost::default(), Some(0.0));
+            groups.push(Group { name, types, nodes: 0, seconds: 0.0, cost, limit });
             groups.len() - 1
         });
         let group = &mut groups[at];
-        let on_activations = matches!(node.op, Op::RmsNorm(_) | Op::LayerNorm(_));
-        let cost = if on_activations { Cost::default() } else { cost };
         for weight in weights {
             if !group.types.contains(&weight.dtype.name()) {
                 group.types.push(weight.dtype.name());
@@ -73,6 +74,9 @@ fn groups(graph: &Graph, result: &Measured) -> Vec<Group> {
         }
         group.nodes += 1;
         group.seconds += seconds;
+        let precision = cost::precision(graph, node, setting.precision);
+        let limit = setting.ceilings.as_ref().and_then(|c| c.seconds(cost, precision));
+        group.limit = group.limit.zip(limit).map(|(sum, one)| sum + one * repetitions as f64);
         group.cost = std::iter::repeat_n(cost, repetitions).fold(group.cost, |sum, c| sum + c);
     }
     groups.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
@@ -80,8 +84,8 @@ fn groups(graph: &Graph, result: &Measured) -> Vec<Group> {
 }
 
 /// The table of a test.
-pub(super) fn table(graph: &Graph, result: &Measured, ceilings: Option<&Ceilings>) -> String {
-    let groups = groups(graph, result);
+pub(super) fn table(setting: &Setting, graph: &Graph, result: &Measured) -> String {
+    let groups = groups(setting, graph, result);
     let width = groups.iter().map(|group| group.name.len()).max().unwrap_or(0).max(2);
     let labels: Vec<String> = groups.iter().map(|group| group.types.join(" ")).collect();
     let types = labels.iter().map(String::len).max().unwrap_or(0).max(5);
@@ -96,7 +100,7 @@ pub(super) fn table(graph: &Graph, result: &Measured, ceilings: Option<&Ceilings
             rate if amount > 0 && rate.is_finite() => format!("{rate:.1}"),
             _ => "–".into(),
         };
-        let limit = limit(group, ceilings).map_or("–".into(), percent);
+        let limit = group.limit_part().map_or("–".into(), percent);
         _ = writeln!(
             text,
             "{:<width$} {label:<types$} {:>5} {:>8} {:>10.4} {:>7} {:>8} {limit:>8}",
@@ -121,16 +125,17 @@ pub(super) fn table(graph: &Graph, result: &Measured, ceilings: Option<&Ceilings
     text
 }
 
-/// The part of the time that the machine's limits account for; `None` for ops that need not touch
-/// memory.
-fn limit(group: &Group, ceilings: Option<&Ceilings>) -> Option<f64> {
-    let Ceilings { bytes_per_second, ops_per_second, .. } = ceilings?;
-    let part = group.cost.seconds(*bytes_per_second, *ops_per_second) / group.seconds;
-    (part.is_finite() && part > 0.0).then_some(part)
+impl Group {
+    /// The part of the time that the machine's limits account for; `None` for ops that need not
+    /// touch memory.
+    pub(super) fn limit_part(&self) -> Option<f64> {
+        let part = self.limit? / self.seconds;
+        (part.is_finite() && part > 0.0).then_some(part)
+    }
 }
 
 /// The groups of a test as a JSON list.
-pub(super) fn json(graph: &Graph, result: &Measured, ceilings: Option<&Ceilings>) -> Value {
+pub(super) fn json(setting: &Setting, graph: &Graph, result: &Measured) -> Value {
     let total: f64 = result.seconds.iter().sum();
     let steps = (result.steps * result.seconds.len()) as f64;
     let object = |group: Group| {
@@ -142,10 +147,10 @@ pub(super) fn json(graph: &Graph, result: &Measured, ceilings: Option<&Ceilings>
             "seconds_per_step": group.seconds / steps,
             "bytes_per_second": group.cost.bytes() as f64 / group.seconds,
             "ops_per_second": group.cost.ops as f64 / group.seconds,
-            "fraction_of_limit": limit(&group, ceilings),
+            "fraction_of_limit": group.limit_part(),
         })
     };
-    groups(graph, result).into_iter().map(object).collect()
+    groups(setting, graph, result).into_iter().map(object).collect()
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ pub(super) struct Plan {
     pub(super) step_tokens: usize,
     /// Tokens a sequence must be able to hold.
     pub(super) context: usize,
-    /// Most sequences side by side.
+    /// Most sequences side by side, those that fill up a step included.
     pub(super) sequences: usize,
 }
 
@@ -79,7 +79,6 @@ impl Plan {
         let mut tests = Vec::new();
         for &depth in depths {
             for &tokens in prompts.iter().filter(|&&tokens| tokens > 0) {
-                let depth = depth.next_multiple_of(step_tokens);
                 tests.push(Test { work: Work::Prompt { tokens }, depth });
             }
             for &tokens in generated.iter().filter(|&&tokens| tokens > 0) {
@@ -92,6 +91,9 @@ impl Plan {
             }
         }
         let context = tests.iter().map(|test| test.context(step_tokens)).max().unwrap_or(1);
+        let filler = tests.iter().map(|test| test.filler(step_tokens)).max().unwrap_or(0);
+        let sequences = if filler > 0 { sequences.max(2) } else { sequences };
+        let context = context.max(filler);
         Self { tests, step_tokens, context, sequences }
     }
 }
@@ -115,6 +117,15 @@ impl Test {
                 let room = step_tokens.saturating_sub(sequences).max(1);
                 tokens + 2 + (sequences * self.prompt()).div_ceil(room)
             }
+        }
+    }
+
+    /// Tokens of another sequence that, beside the first tokens of this test's prompt, make a whole
+    /// step: then its last tokens start with a step, whatever the depth.
+    pub(super) fn filler(&self, step_tokens: usize) -> usize {
+        match self.work {
+            Work::Prompt { .. } => self.depth.next_multiple_of(step_tokens) - self.depth,
+            Work::Generate { .. } => 0,
         }
     }
 
@@ -146,9 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn a_prompt_starts_with_a_step() {
+    fn a_step_is_filled_before_a_prompt() {
         let plan = Plan::new(&[512], &[128], &[1000], &[1], 512);
-        assert_eq!(names(&plan), ["pp512@d1024", "tg128@d1000"]);
+        assert_eq!(names(&plan), ["pp512@d1000", "tg128@d1000"]);
+        let fillers: Vec<usize> = plan.tests.iter().map(|test| test.filler(512)).collect();
+        assert_eq!((fillers, plan.context, plan.sequences), (vec![24, 0], 1512, 2));
+        let plan = Plan::new(&[16], &[], &[10], &[1], 512);
+        assert_eq!((plan.tests[0].filler(512), plan.context, plan.sequences), (502, 502, 2));
+        let plan = Plan::new(&[16], &[], &[1024], &[1], 512);
+        assert_eq!((plan.tests[0].filler(512), plan.context, plan.sequences), (0, 1040, 1));
         let plan = Plan::new(&[64], &[8], &[0], &[100], 32);
         assert_eq!(plan.step_tokens, 200);
     }

@@ -2,19 +2,22 @@
 
 use std::{fmt::Write, path::Path};
 
-use realm_core::Graph;
+use realm_core::{Graph, backend::Precision, cost::Cost};
 use realm_runtime::{Engine, memory::human};
 use serde_json::{Value, json};
 
 use super::{measure::Measured, ops};
-use crate::console;
+use crate::{console, stats};
 
 /// What the machine can do at most.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Ceilings {
     pub(super) bytes_per_second: f64,
+    /// In the precision in effect.
     pub(super) ops_per_second: f64,
-    /// The instruction whose peak was measured.
+    /// In f32; `None` where it was not measured.
+    pub(super) f32_ops_per_second: Option<f64>,
+    /// The instruction whose peak `ops_per_second` is.
     pub(super) path: String,
 }
 
@@ -25,8 +28,19 @@ impl Ceilings {
         (measured(bytes_per_second) && measured(ops_per_second)).then_some(Self {
             bytes_per_second,
             ops_per_second,
+            f32_ops_per_second: None,
             path,
         })
+    }
+
+    /// Seconds that work in a node's precision takes at the limits; `None` where its peak was not
+    /// measured.
+    pub(super) fn seconds(&self, cost: Cost, precision: Precision) -> Option<f64> {
+        let peak = match precision {
+            Precision::Int8 => Some(self.ops_per_second),
+            _ => self.f32_ops_per_second,
+        };
+        Some(cost.seconds(self.bytes_per_second, peak?))
     }
 
     /// The higher of two measurements: what else runs on the machine only ever lowers them.
@@ -35,6 +49,10 @@ impl Ceilings {
         Some(Self {
             bytes_per_second: one.bytes_per_second.max(other.bytes_per_second),
             ops_per_second: one.ops_per_second.max(other.ops_per_second),
+            f32_ops_per_second: [one.f32_ops_per_second, other.f32_ops_per_second]
+                .into_iter()
+                .flatten()
+                .reduce(f64::max),
             path: one.path.clone(),
         })
     }
@@ -46,7 +64,8 @@ pub(super) struct Setting {
     model: String,
     device: String,
     threads: Option<usize>,
-    precision: String,
+    /// The one in effect.
+    pub(super) precision: Precision,
     kv_type: String,
     repetitions: u32,
     load_seconds: f64,
@@ -61,7 +80,7 @@ impl Setting {
             model: model.display().to_string(),
             device: info.name.clone(),
             threads: info.threads,
-            precision: engine.precision().to_string(),
+            precision: stats::in_effect(engine.graph(), engine.precision()),
             kv_type: engine.memory().kv.kv_type.to_string(),
             repetitions,
             load_seconds: engine.load_time().as_secs_f64(),
@@ -137,13 +156,19 @@ pub(super) fn table(setting: &Setting, results: &[Measured]) -> String {
     let threads = setting.threads.map(|threads| format!(", {threads} threads"));
     let threads = threads.unwrap_or_default();
     _ = match &setting.ceilings {
-        Some(Ceilings { bytes_per_second, ops_per_second, path }) => writeln!(
-            text,
-            "{}{threads}: reads {:.1} GB/s, {path} {:.0} GOP/s",
-            setting.device,
-            bytes_per_second / 1e9,
-            ops_per_second / 1e9
-        ),
+        Some(ceilings) => {
+            let Ceilings { bytes_per_second, ops_per_second, path, .. } = ceilings;
+            let float = ceilings.f32_ops_per_second.filter(|_| setting.precision == Precision::Int8);
+            let float = float.map(|peak| format!(", f32 {:.0} GOP/s", peak / 1e9));
+            writeln!(
+                text,
+                "{}{threads}: reads {:.1} GB/s, {path} {:.0} GOP/s{}",
+                setting.device,
+                bytes_per_second / 1e9,
+                ops_per_second / 1e9,
+                float.unwrap_or_default()
+            )
+        }
         None => writeln!(text, "{}{threads}: its limits could not be measured", setting.device),
     };
     text
@@ -168,17 +193,18 @@ fn object(setting: &Setting, graph: &Graph, result: &Measured) -> Value {
         "threads": setting.threads,
         "device": setting.device,
         "model": console::one_line(&setting.model),
-        "precision": setting.precision,
+        "precision": setting.precision.to_string(),
         "kv_type": setting.kv_type,
         "repetitions": setting.repetitions,
         "read_bytes_per_second": ceilings.map(|ceilings| ceilings.bytes_per_second),
         "ops_per_second": ceilings.map(|ceilings| ceilings.ops_per_second),
+        "f32_ops_per_second": ceilings.and_then(|ceilings| ceilings.f32_ops_per_second),
         "path": ceilings.map(|ceilings| ceilings.path.clone()),
         "peak_rss_bytes": setting.peak_rss_bytes,
         "load_seconds": setting.load_seconds,
     });
     if result.node_seconds.iter().any(|&seconds| seconds > 0.0) {
-        object["ops"] = ops::json(graph, result, ceilings);
+        object["ops"] = ops::json(setting, graph, result);
     }
     object
 }

@@ -53,7 +53,7 @@ fn json_has_all_keys() {
         serde_json::from_str(&report::json(&setting, bench.graph(), &results)).unwrap();
     let list = json.as_array().unwrap();
     let names: Vec<&str> = list.iter().map(|test| test["test"].as_str().unwrap()).collect();
-    let expected = ["pp20", "pp70", "tg4", "tg4x3", "pp20@d64", "pp70@d64", "tg4@d40", "tg4x3@d40"];
+    let expected = ["pp20", "pp70", "tg4", "tg4x3", "pp20@d40", "pp70@d40", "tg4@d40", "tg4x3@d40"];
     assert_eq!(names, expected);
     for test in list {
         let rates = &test["tokens_per_second"];
@@ -112,7 +112,7 @@ fn tables_say_what_was_reached() {
     assert_eq!(table.lines().count(), 4, "{table}");
     assert!(table.contains("pp8") && table.contains("tg2") && table.contains(" %"), "{table}");
     assert!(table.ends_with("cpu, 1 threads: reads 10.0 GB/s, made up 100 GOP/s\n"), "{table}");
-    let ops = ops::table(bench.graph(), &results[0], setting.ceilings.as_ref());
+    let ops = ops::table(&setting, bench.graph(), &results[0]);
     for row in
         ["GatedLinear ffn_gate ffn_up", "Linear attn_q attn_k attn_v", "Attention", "between ops"]
     {

@@ -57,11 +57,19 @@ pub(super) struct QuantGroup {
 }
 
 impl Scratch {
-    /// Memory for inputs of up to `elements` elements (rows · columns).
-    pub(crate) fn new(elements: usize, precision: Precision) -> Self {
+    /// Memory for inputs of up to `elements` elements (rows · columns); `None` where the system has
+    /// none.
+    pub(crate) fn new(elements: usize, precision: Precision) -> Option<Self> {
         let mut scratch = Self::default();
+        match precision {
+            Precision::Int8 | Precision::Auto => {
+                scratch.groups.try_reserve_exact(elements / GROUP).ok()?;
+            }
+            Precision::F16 | Precision::BF16 => scratch.rounded.try_reserve_exact(elements).ok()?,
+            Precision::F32 => {}
+        }
         scratch.reserve(elements, precision);
-        scratch
+        Some(scratch)
     }
 
     fn reserve(&mut self, elements: usize, precision: Precision) {

@@ -295,7 +295,7 @@ fn several_products_share_a_job() {
     let x = random.floats(m * k);
     for isa in sets() {
         let cpu = Cpu { pool: &pool, isa };
-        let mut scratch = Scratch::new(m * k, Precision::Int8);
+        let mut scratch = Scratch::new(m * k, Precision::Int8).unwrap();
         let bytes = scratch.held();
         assert_eq!(bytes, Scratch::bytes(m * k, Precision::Int8), "the plan says what is taken");
         let input = scratch.prepare(cpu, &x, k, Precision::Int8);

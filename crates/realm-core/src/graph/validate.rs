@@ -117,6 +117,7 @@ impl Graph {
         })
     }
 
+    // One arm an op: longer than other functions, and read an arm at a time.
     fn check_op(&self, op: &Op) -> Check {
         match op {
             Op::Embed(op) => {

@@ -41,6 +41,7 @@ fn erf(x: f64) -> f64 {
 }
 
 impl ReferenceProgram {
+    // One arm an op: longer than other functions, and read an arm at a time.
     pub(super) fn run(
         &self,
         op: &Op,

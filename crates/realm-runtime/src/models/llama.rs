@@ -45,6 +45,8 @@ impl Config {
             ))
         } else if rotary_dim > head_dim || rotary_dim % 2 != 0 {
             Some(format!("cannot rotate {rotary_dim} elements of heads of {head_dim}"))
+        } else if epsilon < 0.0 || scale <= 0.0 {
+            Some(format!("an epsilon of {epsilon} and an attention scale of {scale} make no sense"))
         } else if source.size_or("expert_count", 1)? > 1 {
             Some("mixtures of experts are not supported yet".into())
         } else {

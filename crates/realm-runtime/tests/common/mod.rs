@@ -58,6 +58,11 @@ pub(crate) fn writer() -> GgufWriter {
 
 /// A model with random weights of `dtype`, tied embeddings and a bias on its queries.
 pub(crate) fn model(seed: u64, dtype: DType) -> Model {
+    model_with(seed, dtype, 1.0)
+}
+
+/// The same, with embeddings of a given deviation.
+pub(crate) fn model_with(seed: u64, dtype: DType, embedding: f32) -> Model {
     let mut writer = writer();
     for (name, shape) in tensors() {
         let dtype = if shape.len() == 1 { DType::F32 } else { dtype };
@@ -67,7 +72,7 @@ pub(crate) fn model(seed: u64, dtype: DType) -> Model {
     let bytes = writer.to_bytes(|plan, out: &mut dyn Write| {
         let (cols, rows) = (plan.shape()[0], plan.shape()[1..].iter().product());
         let deviation =
-            if plan.name() == "token_embd.weight" { 1.0 } else { 1.5 / (cols as f32).sqrt() };
+            if plan.name() == "token_embd.weight" { embedding } else { 1.5 / (cols as f32).sqrt() };
         out.write_all(&random.matrix(rows, cols, plan.dtype(), deviation))
     });
     Model::new(GgufFile::parse(bytes.unwrap()).unwrap()).unwrap()
