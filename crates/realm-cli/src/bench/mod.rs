@@ -128,12 +128,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
 
 /// What the machine can do with products of that precision, and in f32 where `floats` asks for it.
 fn ceilings(device: &Device, precision: Precision, floats: bool) -> Option<Ceilings> {
-    let measure = |precision| {
-        with_spinner("measuring the machine".into(), || device.roofline(precision))
-    };
+    let measure =
+        |precision| with_spinner("measuring the machine".into(), || device.roofline(precision));
     let own = measure(precision)?;
-    let mut ceilings =
-        Ceilings::new(own.read_bytes_per_second, own.ops_per_second, own.path)?;
+    let mut ceilings = Ceilings::new(own.read_bytes_per_second, own.ops_per_second, own.path)?;
     if precision != Precision::Int8 {
         ceilings.f32_ops_per_second = Some(own.ops_per_second);
     } else if floats {

@@ -18,7 +18,7 @@ use super::{
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Group {
     /// The op's name and its weights': `Linear attn_q attn_k attn_v`.
-    name: String,
+    pub(super) name: String,
     /// The weights' types: `Q4_K Q6_K`.
     types: Vec<&'static str>,
     nodes: usize,

@@ -158,7 +158,8 @@ pub(super) fn table(setting: &Setting, results: &[Measured]) -> String {
     _ = match &setting.ceilings {
         Some(ceilings) => {
             let Ceilings { bytes_per_second, ops_per_second, path, .. } = ceilings;
-            let float = ceilings.f32_ops_per_second.filter(|_| setting.precision == Precision::Int8);
+            let float =
+                ceilings.f32_ops_per_second.filter(|_| setting.precision == Precision::Int8);
             let float = float.map(|peak| format!(", f32 {:.0} GOP/s", peak / 1e9));
             writeln!(
                 text,

@@ -16,10 +16,10 @@ fn parse(line: &[&str]) -> BenchArgs {
     }
 }
 
-fn tiny() -> (tempfile::TempDir, PathBuf) {
+fn tiny(kind: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("tiny.gguf");
-    let line = ["realm", "synth", "tiny", path.to_str().unwrap(), "--ctx", "4096"];
+    let line = ["realm", "synth", "tiny", path.to_str().unwrap(), "--ctx", "4096", "--type", kind];
     match Cli::try_parse_from(line).unwrap().command {
         Command::Synth(args) => crate::synth::run(&args).unwrap(),
         _ => unreachable!("the command is synth"),
@@ -29,7 +29,11 @@ fn tiny() -> (tempfile::TempDir, PathBuf) {
 
 /// What a bench of the tiny model found; the machine's limits are made up.
 fn measure(line: &[&str]) -> (Setting, Bench, Vec<measure::Measured>) {
-    let (_folder, path) = tiny();
+    measure_file("q4_k_m", line)
+}
+
+fn measure_file(kind: &str, line: &[&str]) -> (Setting, Bench, Vec<measure::Measured>) {
+    let (_folder, path) = tiny(kind);
     let args = parse(&[&["-m", path.to_str().unwrap()], line].concat());
     let plan = plan(&args).unwrap();
     let model = Model::open(&path).unwrap();
@@ -38,7 +42,8 @@ fn measure(line: &[&str]) -> (Setting, Bench, Vec<measure::Measured>) {
     let engine = load::engine(&model, &device, &options).unwrap();
     let mut setting = Setting::new(&path, &engine, args.repetitions);
     setting.peak_rss_bytes = PeakMemory::reset().bytes();
-    setting.ceilings = Ceilings::new(1e10, 1e11, "made up".into());
+    let ceilings = Ceilings::new(1e10, 1e11, "made up".into()).unwrap();
+    setting.ceilings = Some(Ceilings { f32_ops_per_second: Some(2e10), ..ceilings });
     let mut bench = Bench::new(engine, model.vocabulary(), args.repetitions, options.times);
     let results = plan.tests.iter().map(|test| bench.run(test).unwrap()).collect();
     (setting, bench, results)
@@ -111,7 +116,10 @@ fn tables_say_what_was_reached() {
     let table = report::table(&setting, &results);
     assert_eq!(table.lines().count(), 4, "{table}");
     assert!(table.contains("pp8") && table.contains("tg2") && table.contains(" %"), "{table}");
-    assert!(table.ends_with("cpu, 1 threads: reads 10.0 GB/s, made up 100 GOP/s\n"), "{table}");
+    assert!(
+        table.ends_with("cpu, 1 threads: reads 10.0 GB/s, made up 100 GOP/s, f32 20 GOP/s\n"),
+        "{table}"
+    );
     let ops = ops::table(&setting, bench.graph(), &results[0]);
     for row in
         ["GatedLinear ffn_gate ffn_up", "Linear attn_q attn_k attn_v", "Attention", "between ops"]
@@ -127,6 +135,65 @@ fn tables_say_what_was_reached() {
     let table = report::table(&setting, &results);
     assert!(table.contains("could not be measured"), "{table}");
     assert!(setting.summary().starts_with("loaded in "));
+}
+
+#[test]
+fn ops_add_up_to_their_test() {
+    let (setting, bench, results) =
+        measure(&["-p", "20", "-n", "4", "-d", "3", "--step", "16", "-r", "2", "--ops"]);
+    for result in &results {
+        let sum: realm_core::cost::Cost =
+            ops::groups(&setting, bench.graph(), result).iter().map(|group| group.cost).sum();
+        assert_eq!(sum, result.cost() + result.cost(), "{}", result.test);
+    }
+}
+
+#[test]
+fn int8_products_alone_are_held_to_the_int8_peak() {
+    for (kind, int8) in [("q8_0", true), ("f16", false)] {
+        let line = ["-p", "64", "-n", "0", "-r", "1", "--ops"];
+        let (mut setting, bench, results) = measure_file(kind, &line);
+        assert_eq!(setting.precision == Precision::Int8, int8, "{kind}");
+        let limits = |setting: &Setting| -> Vec<(String, Option<f64>)> {
+            let groups = ops::groups(setting, bench.graph(), &results[0]);
+            groups.iter().map(|group| (group.name.clone(), group.limit_part())).collect()
+        };
+        let with = |setting: &mut Setting, ops, float| {
+            // Memory without a limit leaves the arithmetic peaks to decide.
+            let ceilings = Ceilings::new(1e30, ops, "made up".into()).unwrap();
+            setting.ceilings = Some(Ceilings { f32_ops_per_second: float, ..ceilings });
+            limits(setting)
+        };
+        let slow = with(&mut setting, 1e9, Some(1e10));
+        let fast = with(&mut setting, 4e9, Some(1e10));
+        let unknown = with(&mut setting, 1e9, None);
+        for (at, (name, limit)) in slow.iter().enumerate() {
+            let product = name.contains("Linear");
+            let ratio = fast[at].1.zip(*limit).map(|(fast, slow)| slow / fast);
+            let expected = if product && int8 { 4.0 } else { 1.0 };
+            if product || name == "Attention" {
+                assert!((ratio.unwrap() - expected).abs() < 1e-9, "{kind}, {name}: {ratio:?}");
+            }
+            assert_eq!(unknown[at].1.is_some(), product && int8, "{kind}, {name}");
+        }
+        let json: Value =
+            serde_json::from_str(&report::json(&setting, bench.graph(), &results)).unwrap();
+        assert_eq!(json[0]["precision"], if int8 { "int8" } else { "f32" });
+    }
+}
+
+/// A bench fails where the engine takes other steps than were counted on. A prompt of a whole step
+/// would take two where it started late, one with a token more would take one where it started
+/// early.
+#[test]
+fn prompts_start_at_their_depth() {
+    let line = ["-p", "1,16,17,40", "-n", "0", "-d", "0,1,15,16,17,40", "--step", "16", "-r", "1"];
+    let (_, _, results) = measure(&line);
+    assert_eq!(results.len(), 24);
+    for result in &results {
+        assert_eq!(result.steps, result.test.tokens().div_ceil(16), "{}", result.test);
+    }
+    assert_eq!(results[9].test.to_string(), "pp16@d15");
 }
 
 #[test]
