@@ -95,6 +95,7 @@ pub(crate) struct DeviceArgs {
         long,
         env = "REALM_THREADS",
         value_name = "N",
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u16).range(1..=1024),
         help_heading = DEVICE
     )]
@@ -121,8 +122,21 @@ impl DeviceArgs {
         }
     }
 
+    /// Whether the options go together.
+    ///
+    /// # Errors
+    /// A GPU that is required where the CPU is asked for.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.require_gpu && self.device == "cpu" {
+            let problem = "--require-gpu contradicts --device cpu (or REALM_DEVICE); drop one\n";
+            return Err(CliError::Usage(clap::Error::raw(ErrorKind::ArgumentConflict, problem)));
+        }
+        Ok(())
+    }
+
     /// Opens the device and says why it is this one.
     pub(crate) fn open(&self) -> Result<Device> {
+        self.check()?;
         let device = device::open(&self.options())?;
         device.notes().iter().for_each(console::note);
         Ok(device)
@@ -158,8 +172,10 @@ pub(crate) struct EngineArgs {
     /// Tokens that prompt and answer together may have [default: the smaller of what the model was
     /// trained for and what fits the memory]
     #[arg(
+        short,
         long,
         value_name = "TOKENS",
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u32).range(1..),
         help_heading = DEVICE
     )]
@@ -222,6 +238,11 @@ pub(crate) fn parse_ids(text: &str) -> Result<Ids, String> {
         })
     };
     parts.map(id).collect::<Result<_, String>>().map(Ids)
+}
+
+/// A seed of random numbers.
+pub(crate) fn seed(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
 fn device_name(text: &str) -> Result<String, String> {

@@ -11,8 +11,8 @@ use indicatif::ProgressBar;
 
 use crate::error::{CliError, Result};
 
-/// Most bytes that are read from stdin, as many as a tokenizer takes.
-const MOST_INPUT: u64 = 1 << 30;
+/// Most bytes that are read from stdin: a tokenizer's work memory is several times its text.
+const MOST_INPUT: u64 = 1 << 28;
 
 /// A line for the user. That stderr may be closed is no reason to stop.
 pub(crate) fn say(line: impl Display) {
@@ -102,17 +102,24 @@ impl Output {
 /// All of stdin as text; `what` is asked for where a person sits at it.
 ///
 /// # Errors
-/// The system's refusal, bytes that are no UTF-8, more than 1 GiB.
+/// The system's refusal, bytes that are no UTF-8, more than 256 MiB.
 pub(crate) fn read_stdin(what: &str) -> Result<String> {
     let stdin = io::stdin().lock();
     if stdin.is_terminal() {
         note(format_args!("type {what}; Ctrl-D on an empty line ends it"));
     }
+    read_text(stdin, MOST_INPUT)
+}
+
+/// All of stdin, at most `most` bytes.
+fn read_text(stdin: impl Read, most: u64) -> Result<String> {
     let mut bytes = Vec::new();
-    let read = stdin.take(MOST_INPUT + 1).read_to_end(&mut bytes);
+    let read = stdin.take(most + 1).read_to_end(&mut bytes);
     read.map_err(|source| CliError::io("stdin", "read the input", source))?;
-    if bytes.len() as u64 > MOST_INPUT {
-        return Err(CliError::Input("stdin: more than 1 GiB of text; split it into parts".into()));
+    if bytes.len() as u64 > most {
+        let most = most >> 20;
+        let problem = format!("stdin: more than {most} MiB of text; split it into parts");
+        return Err(CliError::Input(problem));
     }
     String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -147,6 +154,13 @@ pub(crate) fn with_spinner<T>(message: String, work: impl FnOnce() -> T) -> T {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn endless_input_is_refused() {
+        let error = read_text(io::repeat(b'a'), 1 << 20).unwrap_err().to_string();
+        assert_eq!(error, "stdin: more than 1 MiB of text; split it into parts");
+        assert_eq!(read_text(io::repeat(b'a').take(1 << 20), 1 << 20).unwrap().len(), 1 << 20);
+    }
 
     #[test]
     fn control_characters_cannot_break_a_line() {

@@ -17,6 +17,7 @@ pub(crate) struct DevicesArgs {
 
 /// Lists the devices.
 pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
+    args.device.check()?;
     let reports = device::list(&args.device.options());
     let chosen = device::open(&args.device.options());
     let chosen = chosen.as_ref().map(|device| device.backend().info());

@@ -17,7 +17,15 @@ pub(crate) enum CliError {
     /// The engine, its devices or the model.
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
-    /// A GGUF file.
+    /// What the engine says of a model without naming its file.
+    #[error("{}: {source}", path.display())]
+    Model {
+        /// The model file.
+        path: PathBuf,
+        /// What is wrong.
+        source: Box<RuntimeError>,
+    },
+    /// A GGUF file, or a file that is written.
     #[error(transparent)]
     File(#[from] GgufError),
     /// A text or ids that a file's tokenizer cannot take.
@@ -58,6 +66,21 @@ pub(crate) enum CliError {
 }
 
 impl CliError {
+    /// The engine's failure with the model at `path`; those that name a file or a device stay as
+    /// they are.
+    pub(crate) fn engine(path: &Path) -> impl Fn(RuntimeError) -> Self {
+        |source| match source {
+            RuntimeError::File(_)
+            | RuntimeError::Tokenizer { .. }
+            | RuntimeError::Architecture { .. }
+            | RuntimeError::Model { .. }
+            | RuntimeError::Graph { .. }
+            | RuntimeError::Memory(_)
+            | RuntimeError::Device(_) => Self::Runtime(source),
+            _ => Self::Model { path: path.to_path_buf(), source: Box::new(source) },
+        }
+    }
+
     /// The system's refusal at a file.
     pub(crate) fn io(path: impl AsRef<Path>, action: &'static str, source: io::Error) -> Self {
         Self::Io { path: path.as_ref().to_path_buf(), action, source }

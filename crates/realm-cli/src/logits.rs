@@ -11,7 +11,7 @@ use crate::{
     error::{CliError, Result},
     load,
     npy::MatrixWriter,
-    stats,
+    output, stats,
 };
 
 /// Options of `realm logits`.
@@ -21,7 +21,7 @@ pub(crate) struct LogitsArgs {
     model: ModelArgs,
     #[command(flatten)]
     ids: IdsArgs,
-    /// The .npy file to write
+    /// The .npy file to write; one that is there is replaced
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     #[command(flatten)]
@@ -35,7 +35,9 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
         return Err(args::usage("logits", ErrorKind::MissingRequiredArgument, problem));
     };
     let model = Model::open(&args.model.model)?;
-    let mut writer = MatrixWriter::new(&args.out, [ids.len(), model.vocabulary()])?;
+    let inputs = model.file().parts().chain(args.ids.ids_file.as_deref());
+    let file = output::create(&args.out, inputs)?;
+    let mut writer = MatrixWriter::new(file, [ids.len(), model.vocabulary()])?;
     let device = args.engine.device.open()?;
     let mut options = args.engine.options();
     // The cache need not be larger than these tokens.
@@ -52,7 +54,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     if let Some(source) = refusal {
         return Err(CliError::io(&args.out, "write the file", source));
     }
-    result?;
+    result.map_err(CliError::engine(model.file().path()))?;
     writer.finish()?;
     console::say(format_args!(
         "wrote      {}: [{}, {}]",

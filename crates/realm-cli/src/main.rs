@@ -11,6 +11,7 @@ mod inspect;
 mod load;
 mod logits;
 mod npy;
+mod output;
 mod run;
 mod stats;
 mod synth;

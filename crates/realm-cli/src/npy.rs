@@ -8,7 +8,7 @@ use std::{
     path::Path,
 };
 
-use tempfile::NamedTempFile;
+use realm_gguf::NewFile;
 
 use crate::error::{CliError, Result};
 
@@ -17,6 +17,7 @@ const MAGIC: &[u8; 6] = b"\x93NUMPY";
 const MOST_IDS: u64 = 1 << 24;
 /// Most bytes of a header; those of plain arrays take 128.
 const MOST_HEADER: u32 = 1 << 16;
+const WRITE: &str = "write the file";
 
 /// What is wrong with a `.npy` file.
 #[derive(Debug, thiserror::Error)]
@@ -259,23 +260,22 @@ fn tuple(text: &str) -> Option<(Vec<u64>, &str)> {
 }
 
 /// Writes a matrix of f32, row after row; under its path there is never half a file.
-pub(crate) struct MatrixWriter<'a> {
-    path: &'a Path,
-    part: BufWriter<NamedTempFile>,
+pub(crate) struct MatrixWriter {
+    file: BufWriter<NewFile>,
     /// Elements still to come.
     left: u64,
 }
 
-impl<'a> MatrixWriter<'a> {
-    /// Makes a file of `[rows, cols]` beside `path` and writes its header.
+impl MatrixWriter {
+    /// Writes the header of a matrix of `[rows, cols]` to a file that has been begun.
     ///
     /// # Errors
     /// The system's refusal.
-    pub(crate) fn new(path: &'a Path, [rows, cols]: [usize; 2]) -> Result<Self> {
-        let mut part = BufWriter::new(temporary(path)?);
-        let write = part.write_all(&header(rows, cols));
-        write.map_err(|source| CliError::io(path, "write the file", source))?;
-        Ok(Self { path, part, left: rows as u64 * cols as u64 })
+    pub(crate) fn new(file: NewFile, [rows, cols]: [usize; 2]) -> Result<Self> {
+        let mut file = BufWriter::new(file);
+        let write = file.write_all(&header(rows, cols));
+        write.map_err(|source| CliError::io(file.get_ref().path(), WRITE, source))?;
+        Ok(Self { file, left: rows as u64 * cols as u64 })
     }
 
     /// Appends elements.
@@ -284,7 +284,7 @@ impl<'a> MatrixWriter<'a> {
     /// The system's refusal.
     pub(crate) fn write(&mut self, values: &[f32]) -> io::Result<()> {
         self.left = self.left.saturating_sub(values.len() as u64);
-        values.iter().try_for_each(|value| self.part.write_all(&value.to_le_bytes()))
+        values.iter().try_for_each(|value| self.file.write_all(&value.to_le_bytes()))
     }
 
     /// Puts the file in its place.
@@ -292,37 +292,14 @@ impl<'a> MatrixWriter<'a> {
     /// # Errors
     /// The system's refusal, and fewer elements than announced.
     pub(crate) fn finish(self) -> Result<()> {
-        let Self { path, part, left } = self;
-        let io = |action| move |source| CliError::io(path, action, source);
-        if left > 0 {
-            let problem = format!("{left} elements are missing");
-            return Err(io("write the file")(io::Error::other(problem)));
-        }
-        let part = part.into_inner().map_err(|error| io("write the file")(error.into_error()))?;
-        part.persist(path).map_err(|error| io("rename the file")(error.error))?;
-        Ok(())
+        let Self { file, left } = self;
+        let path = file.get_ref().path().to_path_buf();
+        let whole = match left {
+            0 => file.into_inner().map_err(|error| error.into_error()),
+            _ => Err(io::Error::other(format!("{left} elements are missing"))),
+        };
+        Ok(whole.map_err(|source| CliError::io(path, WRITE, source))?.finish()?)
     }
-}
-
-/// A temporary file in the folder of `path`, with the rights of any new file.
-fn temporary(path: &Path) -> Result<NamedTempFile> {
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".realm-").suffix(".part");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    if path.is_dir() {
-        let source = io::ErrorKind::IsADirectory.into();
-        return Err(CliError::io(path, "write the file", source));
-    }
-    let file = builder.tempfile_in(folder);
-    file.map_err(|source| CliError::io(path, "create a file in its folder", source))
 }
 
 /// Version 1.0, padded so that the data start at a multiple of 64 bytes.
@@ -437,7 +414,7 @@ mod tests {
     fn a_matrix_is_written_whole_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("m.npy");
-        let mut writer = MatrixWriter::new(&path, [2, 3]).unwrap();
+        let mut writer = MatrixWriter::new(NewFile::create(&path).unwrap(), [2, 3]).unwrap();
         writer.write(&[1.0, 2.0]).unwrap();
         assert!(!path.exists());
         writer.write(&[3.0, 4.0, 5.0, f32::NAN]).unwrap();
@@ -448,7 +425,7 @@ mod tests {
         let expected = Header { descr: "<f4", fortran_order: false, shape: vec![2, 3] };
         assert_eq!(Header::parse(&header).unwrap(), expected);
         assert_eq!(bytes[128..132], 1.0f32.to_le_bytes());
-        let short = MatrixWriter::new(&path, [2, 3]).unwrap();
+        let short = MatrixWriter::new(NewFile::create(&path).unwrap(), [2, 3]).unwrap();
         assert!(short.finish().is_err());
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
     }

@@ -7,7 +7,9 @@ use std::{
 };
 
 use clap::error::ErrorKind;
-use realm_runtime::{Engine, EngineOptions, Event, Finish, Model, Request, SamplingParams};
+use realm_runtime::{
+    Engine, EngineOptions, Event, Finish, Model, Request, RuntimeError, SamplingParams,
+};
 use realm_tokenizer::{DecodeOptions, DecodeStream, EncodeOptions, Tokenizer, TokenizerError};
 
 use crate::{
@@ -39,6 +41,15 @@ pub(crate) struct RunArgs {
     /// The text to continue; without it, or with -, it is read from stdin
     #[arg(conflicts_with_all = ["ids", "ids_file"])]
     prompt: Option<String>,
+    /// The text to continue, as an option; it may start with a hyphen
+    #[arg(
+        short = 'p',
+        long = "prompt",
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with_all = ["prompt", "ids", "ids_file"]
+    )]
+    text: Option<String>,
     #[command(flatten)]
     ids: IdsArgs,
     /// Most tokens to generate
@@ -47,6 +58,7 @@ pub(crate) struct RunArgs {
         long = "tokens",
         value_name = "N",
         default_value = "256",
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u32).range(1..)
     )]
     n: u32,
@@ -69,18 +81,26 @@ struct SamplingArgs {
     /// Higher is more adventurous; 0 always takes the likeliest token
     #[arg(
         long,
+        visible_alias = "temp",
         value_name = "T",
+        allow_negative_numbers = true,
         default_value_t = SamplingParams::default().temperature,
         value_parser = temperature
     )]
     temperature: f32,
     /// Choose among the likeliest K tokens; 0: among all
-    #[arg(long, value_name = "K", default_value_t = SamplingParams::default().top_k)]
+    #[arg(
+        long,
+        value_name = "K",
+        allow_negative_numbers = true,
+        default_value_t = SamplingParams::default().top_k
+    )]
     top_k: u32,
     /// Choose among the likeliest tokens whose probabilities reach P; 1: among all
     #[arg(
         long,
         value_name = "P",
+        allow_negative_numbers = true,
         default_value_t = SamplingParams::default().top_p,
         value_parser = probability
     )]
@@ -89,12 +109,13 @@ struct SamplingArgs {
     #[arg(
         long,
         value_name = "P",
+        allow_negative_numbers = true,
         default_value_t = SamplingParams::default().min_p,
         value_parser = probability
     )]
     min_p: f32,
     /// The same seed gives the same text [default: random, printed]
-    #[arg(long, value_name = "N")]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = args::seed)]
     seed: Option<u64>,
 }
 
@@ -145,7 +166,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         Some(tokenizer) => Printer::text(tokenizer),
         None => Printer::ids(),
     };
-    let figures = generate(&mut engine, request, printer)?;
+    let figures = generate(&mut engine, request, printer, CliError::engine(path))?;
     figures.say(&engine, &options, &sampling);
     Ok(())
 }
@@ -171,7 +192,7 @@ fn prompt(args: &RunArgs, model: &Model, tokenizer: Option<&Tokenizer>) -> Resul
     if let Some(ids) = args.ids.read()? {
         return Ok(ids);
     }
-    let text = match args.prompt.as_deref() {
+    let text = match args.prompt.as_deref().or(args.text.as_deref()) {
         None | Some("-") => {
             let text = console::read_stdin("the text to continue")?;
             let trimmed = text.strip_suffix('\n').unwrap_or(&text);
@@ -268,13 +289,18 @@ struct Figures {
 }
 
 /// Runs a request to its end, printing its tokens as they come.
-fn generate(engine: &mut Engine, request: Request, mut printer: Printer) -> Result<Figures> {
+fn generate(
+    engine: &mut Engine,
+    request: Request,
+    mut printer: Printer,
+    of_model: impl Fn(RuntimeError) -> CliError,
+) -> Result<Figures> {
     let prompt = request.prompt.len();
     let (mut tokens, mut first, mut finish) = (0, Duration::ZERO, None);
     let start = Instant::now();
-    engine.submit(request)?;
+    engine.submit(request).map_err(&of_model)?;
     while !engine.is_idle() {
-        for event in engine.step()? {
+        for event in engine.step().map_err(&of_model)? {
             if tokens == 0 {
                 first = start.elapsed();
             }

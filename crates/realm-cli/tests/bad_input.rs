@@ -202,19 +202,23 @@ fn prompts_that_cannot_be_run() {
     tiny.write(&model);
     let long = "a".repeat(1000);
     let out = folder.path().join("out.npy");
-    realm(args!["run", "-m", model, long]).fails(&["context", "64"]);
-    realm(args!["run", "-m", model, "aaaa", "--ctx", "3"]).fails(&["context", "3"]);
-    realm(args!["run", "-m", model, "--ids", "1,262"]).fails(&["262"]);
+    realm(args!["run", "-m", model, long]).fails(&["model.gguf: ", "context", "64"]);
+    realm(args!["run", "-m", model, "aaaa", "--ctx", "3"]).fails(&["model.gguf: ", "context", "3"]);
+    realm(args!["run", "-m", model, "--ids", "1,262"]).fails(&["model.gguf: ", "262"]);
     realm(args!["run", "-m", model, "--ids", "4294967295"]).fails(&["4294967295"]);
     realm(args!["run", "-m", model, "--ids", ""]).fails(&["no tokens"]);
     realm_with(args!["run", "-m", model], b"a\xff").fails(&["stdin", "byte 1", "UTF-8"]);
     let ids = vec!["1"; CONTEXT as usize + 1].join(",");
-    realm(args!["logits", "-m", model, "--ids", ids, "--out", out]).fails(&["65", "64"]);
-    realm(args!["logits", "-m", model, "--ids", "999", "--out", out]).fails(&["999"]);
+    realm(args!["logits", "-m", model, "--ids", ids, "--out", out]).fails(&[
+        "model.gguf: ",
+        "65",
+        "64",
+    ]);
+    realm(args!["logits", "-m", model, "--ids", "999", "--out", out])
+        .fails(&["model.gguf: ", "999"]);
     realm(args!["logits", "-m", model, "--ids", "", "--out", out]).fails(&["no tokens"]);
     let nowhere = folder.path().join("missing/out.npy");
     realm(args!["logits", "-m", model, "--ids", "1", "--out", nowhere]).fails(&["missing/out.npy"]);
-    realm(args!["logits", "-m", model, "--ids", "1", "--out", folder.path()]).fails(&["write"]);
     realm(args!["inspect", "-m", model, "--graph", nowhere]).fails(&["missing/out.npy"]);
     // Nothing is left behind.
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
@@ -259,13 +263,15 @@ fn devices_and_memory_that_are_not_there() {
     let fails = |options: &[&str], parts: &[&str]| {
         let ids = format!("{A},{SPACE}");
         let args = args!["run", "-m", model, "--ids", ids];
-        realm(args.into_iter().chain(options.iter().map(Into::into))).fails(parts);
+        let ran = realm(args.into_iter().chain(options.iter().map(Into::into)));
+        ran.fails(parts);
+        // A file is named once.
+        assert!(ran.stderr.matches("model.gguf").count() <= 1, "{}", ran.stderr);
     };
-    fails(&["--require-gpu", "--device", "cpu"], &["--require-gpu"]);
     fails(&["--device", "cuda:99"], &["cuda"]);
     fails(&["--device", "wgpu:99"], &["wgpu"]);
     // Heads of 16 are no whole block of 32.
-    fails(&["--kv-type", "q8_0"], &["q8_0", "16"]);
+    fails(&["--kv-type", "q8_0"], &["model.gguf: ", "q8_0", "16"]);
 }
 
 #[test]
@@ -326,9 +332,20 @@ fn wrong_command_lines() {
         ("--ids 1,x", "no token id"),
         ("--ids 1 text", "cannot be used with"),
         ("--ids 1 --ids-file x.npy", "cannot be used with"),
+        ("-p text text", "cannot be used with"),
+        ("--prompt text --ids 1", "cannot be used with"),
         ("-n 0 a", "--tokens"),
         ("--temperature nan a", "temperature"),
         ("--temperature=-1 a", "temperature"),
+        ("--temp -1 a", "a temperature is a number from 0 up"),
+        ("--top-k -1 a", "-1 is not in 0..=4294967295"),
+        ("--top-p -0.5 a", "a probability is a number from 0 to 1"),
+        ("--min-p -1 a", "a probability is a number from 0 to 1"),
+        ("--seed -1 a", "a seed is a whole number from 0 to 18446744073709551615"),
+        ("-n -1 a", "-1 is not in 1..=4294967295"),
+        ("-c -1 a", "-1 is not in 1..=4294967295"),
+        ("-t -1 a", "-1 is not in 1..=1024"),
+        ("--require-gpu --device cpu a", "--require-gpu contradicts --device cpu"),
         ("--top-p 1.5 a", "top-p"),
         ("--min-p x a", "min-p"),
         ("--seed x a", "seed"),
@@ -342,4 +359,11 @@ fn wrong_command_lines() {
         let args = args!["run", "-m", model].into_iter().chain(options.split(' ').map(Into::into));
         realm(args).misused(part);
     }
+    realm(args!["devices", "--require-gpu", "--device", "cpu"]).misused("contradicts");
+    let inspect = args!["inspect", "-m", model, "--batch", "-1"];
+    realm(inspect).misused("-1 is not in 1..=65535");
+    let out = folder.path().join("out.gguf");
+    realm(args!["synth", "tiny", out, "--seed", "-1"]).misused("a seed is a whole number");
+    realm(args!["synth", "tiny", out, "--ctx", "-1"]).misused("-1 is not in 1..=4294967295");
+    assert!(!out.exists());
 }

@@ -53,6 +53,9 @@ fn prompts_come_from_arguments_ids_or_stdin() {
     let data: Vec<u8> = [BOS, A].iter().flat_map(|id| u64::from(*id).to_le_bytes()).collect();
     common::npy::write(&ids, "<i8", 2, &data);
     assert_eq!(from(&["a"], ""), "xyz");
+    assert_eq!(from(&["-p", "a"], ""), "xyz");
+    assert_eq!(from(&["--prompt", "- a"], ""), "xyz");
+    assert_eq!(from(&["-p", "-"], "a"), "xyz");
     assert_eq!(from(&["-"], "a"), "xyz");
     assert_eq!(from(&[], "a\n"), "xyz");
     assert_eq!(from(&[], "a\r\n"), "xyz");
@@ -95,7 +98,7 @@ fn generation_ends_where_it_should() {
     let (count, stderr) = ids(&["--ignore-eos", "-n", "1000"]);
     assert_eq!(count, CONTEXT as usize - 2 + 1);
     assert!(stderr.contains("note: -n 1000 is cut to 63"), "{stderr}");
-    let (count, stderr) = ids(&["--ignore-eos", "--ctx", "8"]);
+    let (count, stderr) = ids(&["--ignore-eos", "-c", "8"]);
     assert_eq!(count, 7);
     assert!(stderr.contains("context    8 tokens (--ctx)"), "{stderr}");
     let (count, stderr) = ids(&["--ignore-eos", "--ctx", "128"]);
@@ -136,9 +139,13 @@ fn the_same_seed_gives_the_same_text() {
         let mut args =
             args!["run", "-m", model, "-n", "20", "--temperature", "9", "--top-k", "0"].to_vec();
         args.extend("--top-p 1 --min-p 0 --print-ids --ignore-eos a".split(' ').map(Into::into));
-        args.extend(seed.into_iter().flat_map(|seed| ["--seed".into(), seed.into()]));
+        args.extend(seed.into_iter().flat_map(|seed| ["-s".into(), seed.into()]));
         realm(args).good()
     };
+    let help = realm(args!["run", "--help"]).good();
+    for alias in ["--temp]", "-s, --seed", "-c, --ctx", "-p, --prompt"] {
+        assert!(help.text().contains(alias), "{alias}: {}", help.text());
+    }
     let first = hot(None);
     let seed = first.stderr.lines().find_map(|line| line.strip_prefix("seed       "));
     let seed = seed.expect("a seed on stderr");

@@ -93,6 +93,9 @@ pub enum GgufErrorKind {
     /// A folder, a pipe or a device, which can't be mapped.
     #[error("not a regular file; GGUF files are memory-mapped: give the path of a file on disk")]
     NotRegularFile,
+    /// A folder, a pipe or a device where a file is to be written.
+    #[error("is there and is no file; choose another name")]
+    NoFile,
     /// The first four bytes are not `GGUF`.
     #[error("not a GGUF file (it starts with {found}){hint}")]
     NotGguf {

@@ -3,7 +3,8 @@
 //! [`GgufFile::open`] maps a file, or all parts of a split one, and checks every length, count and
 //! offset against the bytes that are there before it uses them; what it hands out afterwards are
 //! typed metadata values ([`Metadata`]) and tensors whose bytes lie inside the file
-//! ([`TensorInfo`]). [`GgufWriter`] writes such files, streaming the tensors' data.
+//! ([`TensorInfo`]). [`GgufWriter`] writes such files, streaming the tensors' data; [`NewFile`] keeps
+//! what it writes apart until it is whole.
 //!
 //! The format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Versions 2 and 3 are
 //! read, little-endian only; version 3 is written.
@@ -23,6 +24,7 @@ mod error;
 mod file;
 mod header;
 mod metadata;
+mod new_file;
 mod source;
 mod split;
 mod strings;
@@ -33,6 +35,7 @@ mod writer;
 pub use error::{GgufError, GgufErrorKind, Place};
 pub use file::GgufFile;
 pub use metadata::{FromValue, Metadata};
+pub use new_file::NewFile;
 pub use strings::Strings;
 pub use tensor::TensorInfo;
 pub use value::{Array, ElementType, Value, ValueType};

@@ -39,7 +39,7 @@ impl Source {
         // never changes). What no reader can rule out is another process writing to the file
         // meanwhile: changed bytes show up as other weights or metadata, and if the file is
         // truncated, touching a page past the new end kills this process with SIGBUS. Realm
-        // therefore writes files under a temporary name and renames them (`GgufWriter`), and
+        // therefore writes files under a temporary name and renames them (`NewFile`), and
         // documents that a model file must not be changed in place while it is in use.
         let map = unsafe { Mmap::map(&file) }.map_err(io("map the file"))?;
         Ok(Self { path: Arc::from(path), owner: Arc::new(map) })

@@ -9,7 +9,7 @@ use realm_core::DType;
 use crate::header::{checked_bytes, checked_dims};
 use crate::{
     ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, GgufError, GgufErrorKind, MAGIC, MAX_ARRAY_DEPTH,
-    MAX_DIMS, MAX_WRITTEN_NAME_BYTES, Metadata, Place, Value, alignment_is_valid,
+    MAX_DIMS, MAX_WRITTEN_NAME_BYTES, Metadata, NewFile, Place, Value, alignment_is_valid,
 };
 
 /// Stands for the path in errors of a file that has none yet.
@@ -148,40 +148,31 @@ impl GgufWriter {
     /// Writes the file to `path` and returns its length in bytes. `fill` is called for each tensor
     /// in order and writes exactly [`TensorPlan::bytes`] bytes.
     ///
-    /// The bytes go to a temporary file in the same folder, are synced to disk and renamed at the
-    /// end: under `path` there is never half a file, and a file that was there stays until then,
-    /// also for processes that have it mapped. On an error nothing is left behind; a crash leaves
-    /// at most the temporary file, `.realm-*.part`.
+    /// Under `path` there is never half a file: see [`NewFile`].
     ///
     /// # Errors
-    /// The system's (disk full, no permission), those of `fill`, data of the wrong length.
+    /// Those of [`NewFile`], the system's (disk full, no permission), those of `fill`, data of the
+    /// wrong length.
     pub fn write_file(
         &self,
         path: impl AsRef<Path>,
         fill: impl FnMut(&TensorPlan, &mut dyn Write) -> io::Result<()>,
     ) -> Result<u64, GgufError> {
-        let path = path.as_ref();
-        let io = |action| move |error| GgufError::io(path, action, error);
-        let folder = match path.parent() {
-            Some(folder) if !folder.as_os_str().is_empty() => folder,
-            _ => Path::new("."),
-        };
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".realm-").suffix(".part");
-        #[cfg(unix)]
-        {
-            // Like any new file, not the owner-only rights of temporary files.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let mut part =
-            builder.tempfile_in(folder).map_err(io("create a temporary file in its folder"))?;
-        let written = self.write(part.as_file_mut(), path, fill)?;
-        part.as_file().sync_all().map_err(io("sync the file to disk"))?;
-        part.persist(path).map_err(|e| GgufError::io(path, "rename the file", e.error))?;
-        // The rename is durable once its folder is; some file systems can't sync folders.
-        #[cfg(unix)]
-        let _ = std::fs::File::open(folder).and_then(|folder| folder.sync_all());
+        self.write_new(NewFile::create(path)?, fill)
+    }
+
+    /// Writes and finishes a file that has been begun; see [`write_file`](Self::write_file).
+    ///
+    /// # Errors
+    /// As [`write_file`](Self::write_file).
+    pub fn write_new(
+        &self,
+        mut file: NewFile,
+        fill: impl FnMut(&TensorPlan, &mut dyn Write) -> io::Result<()>,
+    ) -> Result<u64, GgufError> {
+        let path = file.path().to_path_buf();
+        let written = self.write(&mut file, &path, fill)?;
+        file.finish()?;
         Ok(written)
     }
 

@@ -2,8 +2,13 @@
 
 mod json;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    path::{Path, PathBuf},
+};
 
+use clap::error::ErrorKind;
 use realm_core::{Graph, fuse};
 use realm_gguf::{GgufFile, TensorInfo};
 use realm_runtime::{
@@ -13,9 +18,10 @@ use realm_runtime::{
 };
 
 use crate::{
-    args::{EngineArgs, ModelArgs},
+    args::{self, EngineArgs, ModelArgs},
     console::{self, Output, one_line},
     error::{CliError, Result},
+    output,
 };
 
 /// Options of `realm inspect`.
@@ -28,10 +34,12 @@ pub(crate) struct InspectArgs {
         long,
         value_name = "N",
         default_value = "1",
+        allow_negative_numbers = true,
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     batch: u16,
-    /// Write the graph that would run, its ops fused, as a Mermaid flowchart
+    /// Write the graph that would run, its ops fused, as a Mermaid flowchart; with - to stdout, in
+    /// place of the description
     #[arg(long, value_name = "OUT.mmd")]
     graph: Option<PathBuf>,
     /// Print JSON
@@ -51,6 +59,11 @@ struct Prospect {
 
 /// Shows a file.
 pub(crate) fn run(args: &InspectArgs) -> Result<()> {
+    let to_stdout = args.graph.as_deref() == Some(Path::new("-"));
+    if to_stdout && args.json {
+        let problem = "--graph - and --json both write to stdout; name a file for the graph";
+        return Err(args::usage("inspect", ErrorKind::ArgumentConflict, problem));
+    }
     let file = GgufFile::open(&args.model.model)?;
     let device = args.engine.device.open()?;
     let prospect = prospect(&file, args, device);
@@ -60,8 +73,15 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
             // The graph is there even if its weights do not fit.
             Err(_) => fused(&Model::open(&args.model.model)?).to_mermaid(),
         };
-        std::fs::write(path, graph)
-            .map_err(|source| CliError::io(path, "write the file", source))?;
+        if to_stdout {
+            let mut out = Output::new();
+            out.text(&graph)?;
+            return out.flush();
+        }
+        let mut file = output::create(path, file.parts())?;
+        let write = file.write_all(graph.as_bytes());
+        write.map_err(|source| CliError::io(path, "write the file", source))?;
+        file.finish()?;
         console::say(format_args!("wrote {}", path.display()));
     }
     let mut out = Output::new();

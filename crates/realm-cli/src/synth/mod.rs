@@ -10,19 +10,20 @@ mod vocabulary;
 
 use std::{
     io::{self, Write},
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use realm_core::DType;
-use realm_gguf::{GgufWriter, TensorPlan};
+use realm_gguf::{GgufWriter, NewFile, TensorPlan};
 use realm_runtime::memory::human;
 
 use crate::{
-    console,
+    args, console,
     error::{CliError, Result},
+    output,
 };
 use random::Rng;
 use shape::{Part, SHAPES, Shape};
@@ -51,10 +52,16 @@ pub(crate) struct SynthArgs {
     #[arg(long)]
     pure: bool,
     /// The context that the file says it was trained for [default: the model's own]
-    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "TOKENS", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     ctx: Option<u32>,
     /// The same seed gives the same file
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        allow_negative_numbers = true,
+        value_parser = args::seed
+    )]
     seed: u64,
     /// Replace OUT where it exists
     #[arg(long)]
@@ -78,13 +85,19 @@ fn file_types() -> impl TypedValueParser<Value = FileType> {
 /// # Errors
 /// A file that is there already, and the system's: no permission, disk full.
 pub(crate) fn run(args: &SynthArgs) -> Result<()> {
-    check_target(&args.out, args.force)?;
+    // What else may be there is refused when the file is begun.
+    if args.out.is_file() && !args.force {
+        let path = args.out.display();
+        let problem = "exists; choose another name or replace it with --force";
+        return Err(CliError::Input(format!("{path}: {problem}")));
+    }
+    let file = output::create(&args.out, [])?;
     let context = args.ctx.map_or(args.shape.context, |tokens| tokens as usize);
     let shape = Shape { context, ..args.shape };
     let file_type = if args.pure { args.file_type.pure() } else { args.file_type };
     let start = Instant::now();
     let writer = plan(&shape, &file_type, args.seed)?;
-    let bytes = write(&writer, &shape, args.seed, &args.out)?;
+    let bytes = write(&writer, &shape, args.seed, file)?;
     let seconds = start.elapsed().as_secs_f64();
     console::say(format_args!(
         "{}: {} {}, {} tensors, {} in {seconds:.1} s",
@@ -95,19 +108,6 @@ pub(crate) fn run(args: &SynthArgs) -> Result<()> {
         human(bytes)
     ));
     Ok(())
-}
-
-/// Only new files and, where that is wanted, regular ones are written to.
-fn check_target(path: &Path, force: bool) -> Result<()> {
-    let Ok(found) = path.symlink_metadata() else { return Ok(()) };
-    let problem = if !found.is_file() {
-        "is there and is no file; choose another name"
-    } else if !force {
-        "exists; choose another name or replace it with --force"
-    } else {
-        return Ok(());
-    };
-    Err(CliError::Input(format!("{}: {problem}", path.display())))
 }
 
 /// Metadata and tensors of the file.
@@ -154,12 +154,12 @@ fn size_label(weights: u64) -> String {
 }
 
 /// Fills the tensors and writes everything; returns the file's length.
-fn write(writer: &GgufWriter, shape: &Shape, seed: u64, path: &Path) -> Result<u64> {
+fn write(writer: &GgufWriter, shape: &Shape, seed: u64, file: NewFile) -> Result<u64> {
     let parts: Vec<Part> = shape.tensors().into_iter().map(|tensor| tensor.part).collect();
     let total = writer.tensors().iter().map(|tensor| tensor.bytes() as u64).sum();
     let progress = Progress::new(total);
     let (rng, mut at) = (Rng::new(seed), 0);
-    let bytes = writer.write_file(path, |tensor, out| {
+    let bytes = writer.write_new(file, |tensor, out| {
         let mut rng = rng.part(at as u64);
         let part = parts[at];
         at += 1;

@@ -126,8 +126,44 @@ fn unwritable_places_are_errors() {
     assert_says(&text, &["m.gguf", "temporary file"]);
     let fill = |_: &_, out: &mut dyn Write| out.write_all(&[0; 32]);
     let text = error_text(&writer().write_file(folder.path(), fill).expect_err("a folder"));
-    assert_says(&text, &["rename"]);
+    assert_says(&text, &["is no file"]);
     assert!(entries(folder.path()).is_empty());
+}
+
+#[cfg(unix)]
+#[test]
+fn links_stay_and_what_is_no_file_is_refused() {
+    use std::os::unix::fs::{FileTypeExt, symlink};
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("sub")).expect("a folder");
+    std::fs::write(at("sub/old.gguf"), b"old").expect("written");
+    // A link to a link to a file; one to nothing; one to itself; one to a folder.
+    symlink("sub/second", at("link")).expect("linked");
+    symlink("old.gguf", at("sub/second")).expect("linked");
+    symlink(at("sub/new.gguf"), at("dangling")).expect("linked");
+    symlink("loop", at("loop")).expect("linked");
+    symlink("sub", at("folder")).expect("linked");
+    let write = |name: &str| writer().write_file(at(name), |_, out| out.write_all(&[1; 32]));
+    for (link, target) in [("link", "sub/old.gguf"), ("dangling", "sub/new.gguf")] {
+        write(link).expect("written");
+        assert!(at(link).is_symlink() && !at(target).is_symlink());
+        assert_eq!(std::fs::read(at(target)).expect("read")[..4], *b"GGUF");
+    }
+    assert!(at("sub/second").is_symlink());
+    let text = error_text(&write("loop").expect_err("a loop"));
+    assert_says(&text, &["loop", "link"]);
+    let made = std::process::Command::new("mkfifo").arg(at("pipe")).status();
+    assert!(made.expect("mkfifo runs").success());
+    symlink("pipe", at("to-pipe")).expect("linked");
+    for name in ["pipe", "to-pipe", "folder", "sub"] {
+        let text = error_text(&write(name).expect_err("no file"));
+        assert_says(&text, &[name, "is there and is no file"]);
+    }
+    assert!(std::fs::symlink_metadata(at("pipe")).expect("there").file_type().is_fifo());
+    let mut left = entries(&at("sub"));
+    left.sort();
+    assert_eq!(left, ["new.gguf", "old.gguf", "second"]);
 }
 
 /// A sink that takes one byte at a time and fails after some.
