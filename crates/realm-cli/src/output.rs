@@ -3,16 +3,12 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    process,
     sync::{Mutex, Once, PoisonError},
 };
 
 use realm_gguf::NewFile;
 
 use crate::error::{CliError, Result};
-
-/// How shells count an end by Ctrl-C.
-const INTERRUPTED: i32 = 130;
 
 /// Temporary files that this process began.
 static PARTS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -60,25 +56,37 @@ fn is_same(one: &Path, other: &Path) -> bool {
     same().unwrap_or(false)
 }
 
-/// On Ctrl-C, and when the process is told to end: removes the temporary files, then ends.
+/// On Ctrl-C, and when the process is told to end: removes the temporary files, then ends with the code
+/// that shells give that signal.
+#[cfg(unix)]
 fn remove_when_interrupted() {
-    // The handler would take hangups too, which `nohup` has arranged to survive.
-    if hangups_are_ignored() {
-        return;
-    }
+    use signal_hook::{
+        consts::{SIGHUP, SIGINT, SIGTERM},
+        iterator::Signals,
+    };
+    // A hangup that is ignored, as `nohup` arranges, is to be survived.
+    let hangup = (!hangups_are_ignored()).then_some(SIGHUP);
     // Without a handler, files stay behind where the process is killed: no reason not to begin.
-    _ = ctrlc::set_handler(|| {
-        // Held to the end, so that no file is begun meanwhile.
-        let parts = PARTS.lock().unwrap_or_else(PoisonError::into_inner);
-        for part in parts.iter() {
-            // One that was finished has its own name by now.
-            _ = fs::remove_file(part);
+    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)) else { return };
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            // Held to the end, so that no file is begun meanwhile.
+            let parts = PARTS.lock().unwrap_or_else(PoisonError::into_inner);
+            for part in parts.iter() {
+                // One that was finished has its own name by now.
+                _ = fs::remove_file(part);
+            }
+            std::process::exit(128 + signal);
         }
-        process::exit(INTERRUPTED)
     });
 }
 
+/// Elsewhere files stay behind where the process is killed.
+#[cfg(not(unix))]
+fn remove_when_interrupted() {}
+
 /// Whether hangups (signal 1) are ignored, as far as the system tells.
+#[cfg(unix)]
 fn hangups_are_ignored() -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

@@ -149,13 +149,7 @@ fn a_hyphen_is_stdout_or_refused() {
 #[test]
 fn an_interrupted_command_leaves_nothing() {
     use std::{process::Command, thread::sleep, time::Duration};
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    if ignored.is_some_and(|mask| u64::from_str_radix(mask.trim(), 16).unwrap() & 1 == 1) {
-        println!("skipped: hangups are ignored here, so no signal is handled");
-        return;
-    }
-    for signal in ["-INT", "-TERM"] {
+    for (signal, code) in [("-INT", 130), ("-TERM", 143)] {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("out.gguf");
         let args = args!["synth", "llama-3.1-8b", out, "--type", "f32"];
@@ -168,7 +162,7 @@ fn an_interrupted_command_leaves_nothing() {
         }
         let killed = Command::new("kill").arg(signal).arg(child.id().to_string()).status();
         assert!(killed.unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        assert_eq!(child.wait().unwrap().code(), Some(code), "{signal}");
         assert!(names(folder.path()).is_empty(), "{signal}: {:?}", names(folder.path()));
     }
 }
