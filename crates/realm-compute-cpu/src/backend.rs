@@ -1,6 +1,6 @@
 //! The CPU as a backend: weights, cache and programs.
 
-use std::{any::Any, sync::Arc};
+use std::sync::Arc;
 
 use realm_core::{
     Bytes, Graph,
@@ -48,11 +48,6 @@ pub(crate) struct CpuWeight {
 }
 
 impl CpuWeight {
-    /// Name, shape and format.
-    pub(crate) fn info(&self) -> &WeightInfo {
-        &self.info
-    }
-
     /// As products take it.
     ///
     /// # Panics
@@ -117,10 +112,6 @@ impl CpuBackend {
     }
 }
 
-pub(crate) fn foreign(what: impl Into<String>) -> BackendError {
-    BackendError::Foreign { device: NAME.into(), what: what.into() }
-}
-
 impl Backend for CpuBackend {
     fn info(&self) -> &DeviceInfo {
         &self.info
@@ -131,13 +122,7 @@ impl Backend for CpuBackend {
         info: &WeightInfo,
         data: Bytes,
     ) -> Result<Arc<dyn LoadedWeight>, BackendError> {
-        if info.bytes() != Some(data.len()) {
-            return Err(BackendError::WeightLength {
-                name: info.name.clone(),
-                bytes: data.len(),
-                expected: info.bytes().unwrap_or(0),
-            });
-        }
+        info.check(&data)?;
         let mut vector = Vec::new();
         if info.rows == 1 {
             vector.resize(info.cols, 0.0);
@@ -161,24 +146,7 @@ impl Backend for CpuBackend {
         bindings: &Bindings,
         options: &CompileOptions,
     ) -> Result<Box<dyn Program>, BackendError> {
-        if bindings.weights.len() != graph.weights().len() {
-            return Err(foreign("another graph's list of weights"));
-        }
-        let mut weights = Vec::with_capacity(bindings.weights.len());
-        for (weight, info) in bindings.weights.iter().zip(graph.weights()) {
-            let weight = weight.clone() as Arc<dyn Any + Send + Sync>;
-            let weight = weight.downcast::<CpuWeight>();
-            let weight = weight.map_err(|_| foreign(format!("weight {}", info.name)))?;
-            if weight.info() != info {
-                return Err(foreign(format!("weight {}", info.name)));
-            }
-            weights.push(weight);
-        }
-        let kv = bindings.kv.clone() as Arc<dyn Any + Send + Sync>;
-        let kv = kv.downcast::<CpuKvPool>().map_err(|_| foreign("the KV cache"))?;
-        if kv.spec().layers != graph.kv() {
-            return Err(foreign("another model's KV cache"));
-        }
+        let (weights, kv) = bindings.downcast(graph, NAME)?;
         let options = CompileOptions { precision: self.resolve(options.precision), ..*options };
         let parts = (self.pool.clone(), self.isa);
         Ok(Box::new(CpuProgram::new(parts, graph, weights, kv, options)?))

@@ -6,7 +6,7 @@ use realm_core::{
     Graph,
     backend::{
         BackendError, CompileOptions, Inputs, KvPool, Limits, Precision, Program, ProgramInfo,
-        Step, StepOutput, Token,
+        Step, StepOutput,
     },
     graph::{
         Op, Rows, Value, Weight,
@@ -105,20 +105,6 @@ fn most_input(graph: &Graph, limits: &Limits) -> usize {
     elements.max().unwrap_or(0)
 }
 
-/// The ids of a step's tokens, those of the previous step looked up.
-fn token_ids(inputs: &Inputs<'_>) -> Result<Vec<u32>, BackendError> {
-    let previous = inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<CpuStep>());
-    let sampled = previous.map_or(&[][..], |step| &step.0.sampled);
-    let id = |token: &Token| match *token {
-        Token::Id(id) => Ok(id),
-        Token::Previous(row) => sampled.get(row as usize).copied().ok_or_else(|| {
-            let problem = format!("no previous step sampled a token at row {row}");
-            BackendError::Inputs { problem }
-        }),
-    };
-    inputs.tokens.iter().map(id).collect()
-}
-
 impl Program for CpuProgram {
     fn info(&self) -> &ProgramInfo {
         &self.info
@@ -126,7 +112,9 @@ impl Program for CpuProgram {
 
     fn enqueue(&mut self, inputs: &Inputs<'_>) -> Result<Box<dyn Step>, BackendError> {
         inputs.check(&self.info.limits, self.state.kv.spec())?;
-        let ids = token_ids(inputs)?;
+        let previous =
+            inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<CpuStep>());
+        let ids = inputs.token_ids(previous.map_or(&[], |step| &step.0.sampled))?;
         if self.poison {
             self.state.arena.poison();
         }

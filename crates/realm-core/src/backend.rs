@@ -3,6 +3,10 @@
 //! A backend says at [`Backend::compile`], by name, which op it lacks; there is no default that
 //! answers "unsupported". Only [`Step::read`] waits for the device.
 
+mod error;
+
+pub use error::BackendError;
+
 use std::{any::Any, fmt, ops::Range, str::FromStr, sync::Arc};
 
 use crate::{
@@ -260,6 +264,21 @@ impl Inputs<'_> {
         Ok(())
     }
 
+    /// The ids of the rows' tokens; `sampled` is what the previous step chose, where it is known.
+    ///
+    /// # Errors
+    /// [`BackendError::Inputs`] where a row refers to a token that was not sampled.
+    pub fn token_ids(&self, sampled: &[u32]) -> Result<Vec<u32>, BackendError> {
+        let id = |token: &Token| match *token {
+            Token::Id(id) => Ok(id),
+            Token::Previous(row) => sampled.get(row as usize).copied().ok_or_else(|| {
+                let problem = format!("no previous step sampled a token at row {row}");
+                BackendError::Inputs { problem }
+            }),
+        };
+        self.tokens.iter().map(id).collect()
+    }
+
     /// Position of every row, in order.
     pub fn positions(&self) -> impl Iterator<Item = u32> {
         self.sequences
@@ -287,6 +306,21 @@ pub trait Step: Any + Send {
     /// # Errors
     /// What went wrong on the device.
     fn read(self: Box<Self>) -> Result<StepOutput, BackendError>;
+}
+
+impl WeightInfo {
+    /// Checks that a weight's bytes are as many as its shape needs.
+    ///
+    /// # Errors
+    /// [`BackendError::WeightLength`].
+    pub fn check(&self, data: &[u8]) -> Result<(), BackendError> {
+        let expected = self.bytes();
+        if expected == Some(data.len()) {
+            return Ok(());
+        }
+        let (name, bytes) = (self.name.clone(), data.len());
+        Err(BackendError::WeightLength { name, bytes, expected: expected.unwrap_or(0) })
+    }
 }
 
 /// A weight in a backend's memory.
@@ -325,6 +359,33 @@ pub struct Bindings {
     pub weights: Vec<Arc<dyn LoadedWeight>>,
     /// The cache that the graph reads and writes.
     pub kv: Arc<dyn KvPool>,
+}
+
+impl Bindings {
+    /// The bindings as a backend's own types, checked against a graph.
+    ///
+    /// # Errors
+    /// [`BackendError::Foreign`] where a weight or the cache is another backend's or does not fit.
+    pub fn downcast<W: LoadedWeight, K: KvPool>(
+        &self,
+        graph: &Graph,
+        device: &str,
+    ) -> Result<(Vec<Arc<W>>, Arc<K>), BackendError> {
+        let foreign = |what: String| BackendError::Foreign { device: device.into(), what };
+        if self.weights.len() != graph.weights().len() {
+            return Err(foreign("another graph's list of weights".into()));
+        }
+        let pairs = self.weights.iter().zip(graph.weights());
+        let weights = pairs.map(|(weight, info)| {
+            let ours = Arc::clone(weight) as Arc<dyn Any + Send + Sync>;
+            let ours = ours.downcast::<W>().ok().filter(|ours| ours.info() == info);
+            ours.ok_or_else(|| foreign(format!("weight {}", info.name)))
+        });
+        let weights = weights.collect::<Result<_, _>>()?;
+        let kv = Arc::clone(&self.kv) as Arc<dyn Any + Send + Sync>;
+        let kv = kv.downcast::<K>().ok().filter(|kv| kv.spec().layers == graph.kv());
+        Ok((weights, kv.ok_or_else(|| foreign("the KV cache".into()))?))
+    }
 }
 
 /// How a graph is compiled.
@@ -390,64 +451,4 @@ pub trait Backend: Send + Sync {
         bindings: &Bindings,
         options: &CompileOptions,
     ) -> Result<Box<dyn Program>, BackendError>;
-}
-
-/// What went wrong in a backend.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackendError {
-    /// The backend cannot run this graph.
-    #[error("{device} cannot run {op}: {why}; choose another --device")]
-    Unsupported {
-        /// As in [`DeviceInfo::name`].
-        device: String,
-        /// The op's name.
-        op: String,
-        /// What is missing.
-        why: String,
-    },
-    /// The device's memory does not suffice.
-    #[error("{device} is out of memory: {what} needs {needed} bytes{available}; use a smaller --ctx, a smaller file or another --device", available = .available.map_or(String::new(), |n| format!(", {n} are free")))]
-    OutOfMemory {
-        /// As in [`DeviceInfo::name`].
-        device: String,
-        /// What was to be allocated.
-        what: String,
-        /// Its size.
-        needed: u64,
-        /// What is free, where known.
-        available: Option<u64>,
-    },
-    /// A weight's bytes do not fit its shape.
-    #[error("tensor {name}: {bytes} bytes where {expected} are needed; the file is damaged")]
-    WeightLength {
-        /// The tensor.
-        name: String,
-        /// What came.
-        bytes: usize,
-        /// What the shape needs.
-        expected: usize,
-    },
-    /// Head sizes that a KV type cannot hold.
-    #[error("KV type {kv_type} cannot hold heads of {head_dim}; use --kv-type f16")]
-    KvType {
-        /// The type.
-        kv_type: KvType,
-        /// Elements a head.
-        head_dim: usize,
-    },
-    /// A step that does not fit its program.
-    #[error("step: {problem}")]
-    Inputs {
-        /// What does not fit.
-        problem: String,
-    },
-    /// Weights, caches or steps of another backend, or of another graph.
-    #[error("{what} does not belong to {device}")]
-    Foreign {
-        /// As in [`DeviceInfo::name`].
-        device: String,
-        /// What was handed over.
-        what: String,
-    },
 }

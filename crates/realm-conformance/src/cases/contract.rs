@@ -10,6 +10,7 @@ use realm_core::{
         Backend, BackendError, Bindings, BlockId, CompileOptions, Inputs, KvPool, KvSpec, KvType,
         Limits, Precision, Program, Role, SequenceRows, Step, Token,
     },
+    reference::ReferenceBackend,
     sampling::Sampling,
 };
 
@@ -134,12 +135,52 @@ fn moved_blocks(backend: &dyn Backend, kv_type: KvType) -> Result<(), Failed> {
     ensure(refused, || "blocks that are not there, or too few bytes, were accepted".into())
 }
 
+/// Weights of another backend are refused when a graph is compiled, and weights of a wrong length when
+/// they are loaded.
+fn foreign_weights(backend: &dyn Backend) -> Result<(), Failed> {
+    let case = model::llama(&mut Random::new(12), DType::Q8_0);
+    let theirs = ReferenceBackend::new(backend.info().kv_block_tokens);
+    let load = |of: &dyn Backend| -> Result<Vec<_>, BackendError> {
+        let weights = case.graph.weights().iter().zip(&case.weights);
+        weights.map(|(info, data)| of.load_weight(info, data.clone())).collect()
+    };
+    let (ours, theirs) = (load(backend).map_err(line)?, load(&theirs).map_err(line)?);
+    let block_tokens = backend.info().kv_block_tokens;
+    let layers = case.graph.kv().to_vec();
+    let spec = KvSpec { layers, kv_type: KvType::F32, blocks: 1, block_tokens };
+    let kv = backend.kv_pool(&spec).map_err(line)?;
+    let limits = Limits { tokens: 1, outputs: 1, sequences: 1 };
+    let options = CompileOptions { limits, precision: Precision::F32, poison: false };
+    let refused = |weights: Vec<_>| {
+        let bindings = Bindings { weights, kv: kv.clone() };
+        matches!(
+            backend.compile(&case.graph, &bindings, &options),
+            Err(BackendError::Foreign { .. })
+        )
+    };
+    let is_reference = backend.info().name == "reference";
+    ensure(is_reference || refused(theirs), || "another backend's weights were accepted".into())?;
+    let mut swapped = ours.clone();
+    swapped.swap(1, 2);
+    ensure(refused(swapped), || "weights in another order were accepted".into())?;
+    ensure(refused(ours[1..].to_vec()), || "too few weights were accepted".into())?;
+
+    let (info, data) = (&case.graph.weights()[0], &case.weights[0]);
+    let short = data[..data.len() - 1].to_vec().into();
+    let result = backend.load_weight(info, short);
+    let refused = matches!(result, Err(BackendError::WeightLength { .. }));
+    ensure(refused, || "a weight that is too short was accepted".into())
+}
+
 /// The trials for one device.
 pub fn trials(variant: &str, backend: &Arc<dyn Backend>) -> Vec<Trial> {
     let mut trials = Vec::new();
     let device = backend.clone();
     let name = format!("{variant}/contract/previous-tokens");
     trials.push(Trial::test(name, move || previous_tokens(&*device)));
+    let device = backend.clone();
+    let name = format!("{variant}/contract/foreign-weights");
+    trials.push(Trial::test(name, move || foreign_weights(&*device)));
     for kv_type in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0] {
         let device = backend.clone();
         let name = format!("{variant}/contract/moved-blocks/{kv_type}");

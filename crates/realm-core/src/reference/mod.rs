@@ -129,13 +129,7 @@ impl Backend for ReferenceBackend {
         info: &WeightInfo,
         data: Bytes,
     ) -> Result<Arc<dyn LoadedWeight>, BackendError> {
-        if info.bytes() != Some(data.len()) {
-            return Err(BackendError::WeightLength {
-                name: info.name.clone(),
-                bytes: data.len(),
-                expected: info.bytes().unwrap_or(0),
-            });
-        }
+        info.check(&data)?;
         let mut values = vec![0.0; info.rows * info.cols];
         info.dtype.decode(&data, &mut values);
         Ok(Arc::new(ReferenceWeight { info: info.clone(), values }))
@@ -161,26 +155,10 @@ impl Backend for ReferenceBackend {
         bindings: &Bindings,
         options: &CompileOptions,
     ) -> Result<Box<dyn Program>, BackendError> {
-        let foreign =
-            |what: &str| BackendError::Foreign { device: "reference".into(), what: what.into() };
-        if bindings.weights.len() != graph.weights().len() {
-            return Err(foreign("another graph's list of weights"));
-        }
-        let of_us =
-            |weight: &Arc<dyn LoadedWeight>| (&**weight as &dyn Any).is::<ReferenceWeight>();
-        for (weight, info) in bindings.weights.iter().zip(graph.weights()) {
-            if !of_us(weight) || weight.info() != info {
-                return Err(foreign(&format!("weight {}", info.name)));
-            }
-        }
-        let kv = bindings.kv.clone() as Arc<dyn Any + Send + Sync>;
-        let kv = kv.downcast::<ReferenceKv>().map_err(|_| foreign("the KV cache"))?;
-        if kv.spec.layers != graph.kv() {
-            return Err(foreign("another model's KV cache"));
-        }
+        let (weights, kv) = bindings.downcast(graph, &self.info.name)?;
         Ok(Box::new(ReferenceProgram {
             graph: graph.clone(),
-            weights: bindings.weights.clone(),
+            weights,
             kv,
             info: ProgramInfo {
                 limits: options.limits,
@@ -194,7 +172,7 @@ impl Backend for ReferenceBackend {
 
 struct ReferenceProgram {
     graph: Graph,
-    weights: Vec<Arc<dyn LoadedWeight>>,
+    weights: Vec<Arc<ReferenceWeight>>,
     kv: Arc<ReferenceKv>,
     info: ProgramInfo,
     sampler: Sampler,
@@ -215,7 +193,9 @@ impl Program for ReferenceProgram {
 
     fn enqueue(&mut self, inputs: &Inputs<'_>) -> Result<Box<dyn Step>, BackendError> {
         inputs.check(&self.info.limits, &self.kv.spec)?;
-        let ids = token_ids(inputs)?;
+        let previous =
+            inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<ReferenceStep>());
+        let ids = inputs.token_ids(previous.map_or(&[], |step| &step.0.sampled))?;
         let mut values: Vec<Vec<f64>> = vec![Vec::new(); self.graph.values().len()];
         let mut output = StepOutput::default();
         let graph = self.graph.clone();
@@ -243,26 +223,9 @@ impl Program for ReferenceProgram {
     }
 }
 
-/// The ids of a step's tokens, those of the previous step looked up.
-fn token_ids(inputs: &Inputs<'_>) -> Result<Vec<u32>, BackendError> {
-    let previous =
-        inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<ReferenceStep>());
-    let sampled = previous.map_or(&[][..], |step| &step.0.sampled);
-    let id = |token: &Token| match *token {
-        Token::Id(id) => Ok(id),
-        Token::Previous(row) => {
-            sampled.get(row as usize).copied().ok_or_else(|| BackendError::Inputs {
-                problem: format!("no previous step sampled a token at row {row}"),
-            })
-        }
-    };
-    inputs.tokens.iter().map(id).collect()
-}
-
 impl ReferenceProgram {
-    /// A weight's values; its kind was checked when the graph was compiled.
+    /// A weight's values.
     fn weight(&self, weight: crate::graph::Weight) -> &[f32] {
-        let weight = &*self.weights[weight.index()] as &dyn Any;
-        weight.downcast_ref::<ReferenceWeight>().map_or(&[], |weight| &weight.values)
+        &self.weights[weight.index()].values
     }
 }
