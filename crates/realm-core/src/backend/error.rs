@@ -9,7 +9,7 @@ pub enum BackendError {
     /// The backend cannot run this graph.
     #[error("{device} cannot run {op}: {why}; choose another --device")]
     Unsupported {
-        /// As in [`DeviceInfo::name`].
+        /// As in [`DeviceInfo::name`](super::DeviceInfo::name).
         device: String,
         /// The op's name.
         op: String,
@@ -19,7 +19,7 @@ pub enum BackendError {
     /// The device's memory does not suffice.
     #[error("{device} is out of memory: {what} needs {needed} bytes{available}; use a smaller --ctx, a smaller file or another --device", available = .available.map_or(String::new(), |n| format!(", {n} are free")))]
     OutOfMemory {
-        /// As in [`DeviceInfo::name`].
+        /// As in [`DeviceInfo::name`](super::DeviceInfo::name).
         device: String,
         /// What was to be allocated.
         what: String,
@@ -55,7 +55,7 @@ pub enum BackendError {
     /// Weights, caches or steps of another backend, or of another graph.
     #[error("{what} does not belong to {device}")]
     Foreign {
-        /// As in [`DeviceInfo::name`].
+        /// As in [`DeviceInfo::name`](super::DeviceInfo::name).
         device: String,
         /// What was handed over.
         what: String,
