@@ -1,5 +1,5 @@
 //! Architectures: each is a function from a file's metadata to a graph, one file each. Adding one takes
-//! a file here and a line in [`ARCHITECTURES`].
+//! a file here and a line in `ARCHITECTURES`.
 
 mod llama;
 mod source;
