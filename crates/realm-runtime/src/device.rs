@@ -119,14 +119,11 @@ pub fn open(options: &DeviceOptions) -> Result<Device, RuntimeError> {
             Err(RuntimeError::Device("--require-gpu contradicts --device cpu; drop one".into()))
         }
         "cpu" => Ok(on_cpu(options, Vec::new())),
-        "cuda" | "wgpu" => Err(RuntimeError::Device(format!(
-            "--device {wanted}: {}; `realm devices` lists what there is",
-            obstacles(
-                |report| report.name == wanted || report.name.split(':').next() == Some(wanted)
-            )
-        ))),
+        "cuda" => Err(unusable(wanted, &realm_compute_gpu::probe_cuda())),
+        "wgpu" => Err(unusable(wanted, &realm_compute_gpu::probe_wgpu())),
         "auto" => {
-            let causes = obstacles(|_| true);
+            let reports: Vec<Report> = gpus().iter().flat_map(reports_of).collect();
+            let causes = reports.iter().map(obstacle).collect::<Vec<_>>().join("; ");
             if options.require_gpu {
                 return Err(RuntimeError::Device(format!("no GPU can be used: {causes}")));
             }
@@ -143,13 +140,59 @@ fn on_cpu(options: &DeviceOptions, notes: Vec<String>) -> Device {
     Device { backend: cpu.clone(), cpu: Some(cpu), notes }
 }
 
-/// Why the GPUs that `which` picks cannot be used.
-fn obstacles(which: impl Fn(&Report) -> bool) -> String {
-    let reports = gpus().iter().flat_map(reports_of).collect::<Vec<_>>();
-    let causes = reports.iter().filter(|report| which(report)).map(|report| {
-        let obstacle = report.obstacle.as_deref().unwrap_or("cannot be used");
-        format!("{}: {obstacle}", report.name)
-    });
-    let causes = causes.collect::<Vec<_>>().join("; ");
-    if causes.is_empty() { "no such device".into() } else { causes }
+/// Why a device cannot be used, its name in front.
+fn obstacle(report: &Report) -> String {
+    let obstacle = report.obstacle.as_deref().unwrap_or("cannot be used");
+    format!("{}: {obstacle}", report.name)
+}
+
+/// The error for a GPU that was named: `cuda` means any of its devices, `cuda:1` that one.
+fn unusable(wanted: &str, probe: &Probe) -> RuntimeError {
+    let reports = reports_of(probe);
+    let meant = |report: &&Report| {
+        probe.devices.is_err() || wanted == probe.backend || wanted == report.name
+    };
+    let causes: Vec<String> = reports.iter().filter(meant).map(obstacle).collect();
+    let cause =
+        if causes.is_empty() { format!("{wanted}: no such device") } else { causes.join("; ") };
+    RuntimeError::Device(format!("{cause}; `realm devices` lists what there is"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(name: &str, require_gpu: bool) -> String {
+        let options = DeviceOptions { name: name.into(), require_gpu, ..DeviceOptions::default() };
+        let error = open(&options).err().expect("no GPU runs models yet").to_string();
+        assert!(!error.contains('\n'), "{error}");
+        error
+    }
+
+    #[test]
+    fn auto_falls_back_and_says_why() {
+        let device = open(&DeviceOptions::default()).unwrap();
+        assert_eq!(device.backend().info().name, "cpu");
+        assert!(device.notes()[0].contains("cuda: ") && device.notes()[0].contains("wgpu"));
+        assert!(refusal("auto", true).contains("no GPU can be used: cuda: "));
+    }
+
+    #[test]
+    fn a_named_gpu_is_never_replaced() {
+        for name in ["cuda", "cuda:7", "wgpu", "wgpu:99"] {
+            let error = refusal(name, false);
+            assert!(error.starts_with(&name[..4]) && error.contains("realm devices"), "{error}");
+        }
+        assert!(refusal("cpu", true).contains("contradicts"));
+        assert!(refusal("tpu", false).contains("\"tpu\" is no device"));
+        assert!(refusal("", false).contains("is no device"));
+    }
+
+    #[test]
+    fn the_cpu_is_listed_and_every_other_device_has_its_obstacle() {
+        let reports = list(&DeviceOptions::default());
+        let (cpu, others) = reports.split_last().unwrap();
+        assert_eq!((cpu.name.as_str(), &cpu.obstacle), ("cpu", &None));
+        assert!(others.len() >= 2 && others.iter().all(|report| report.obstacle.is_some()));
+    }
 }
