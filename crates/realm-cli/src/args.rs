@@ -1,6 +1,6 @@
 //! What the command line can say: the commands and the options they share.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
 use clap::{CommandFactory, Parser, Subcommand, builder::TypedValueParser, error::ErrorKind};
 use realm_core::backend::{KvType, Precision};
@@ -89,6 +89,16 @@ pub(crate) struct DeviceArgs {
     /// Stop with an error rather than run on the CPU
     #[arg(long, help_heading = DEVICE)]
     pub(crate) require_gpu: bool,
+    /// Layers that the GPU takes, the last ones; the others run on the CPU [default: as many as fit]
+    #[arg(
+        long,
+        visible_alias = "ngl",
+        env = "REALM_GPU_LAYERS",
+        value_name = "N",
+        allow_negative_numbers = true,
+        help_heading = DEVICE
+    )]
+    pub(crate) gpu_layers: Option<u32>,
     /// Threads of the CPU [default: as many as the system grants]
     #[arg(
         short,
@@ -117,6 +127,7 @@ impl DeviceArgs {
         DeviceOptions {
             name: self.device.clone(),
             require_gpu: self.require_gpu,
+            gpu_layers: self.gpu_layers.map(|layers| layers as usize),
             threads: self.threads.map(usize::from),
             isa: self.isa.parse().unwrap_or_default(),
         }
@@ -246,16 +257,24 @@ pub(crate) fn seed(text: &str) -> Result<u64, String> {
 }
 
 fn device_name(text: &str) -> Result<String, String> {
-    let (backend, index) = text.split_once(':').map_or((text, None), |(b, i)| (b, Some(i)));
-    let known = match index {
-        None => matches!(backend, "auto" | "cpu" | "cuda" | "wgpu"),
-        Some(index) => matches!(backend, "cuda" | "wgpu") && index.parse::<u16>().is_ok(),
-    };
-    if known {
+    if device::is_name(text) {
         Ok(text.into())
     } else {
         Err("choose auto, cpu, cuda, cuda:N, wgpu or wgpu:N".into())
     }
+}
+
+/// Words of the command line with `-ngl`, which people know from other programs, as `--gpu-layers`:
+/// short options have one letter here. What follows `-p` or stands behind `--` is text.
+pub(crate) fn long_names(words: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let (mut text, mut all_text) = (false, false);
+    let name = |word: OsString| {
+        let replaced = word == "-ngl" && !text && !all_text;
+        all_text |= word == "--" && !text;
+        text = word == "-p" || word == "--prompt";
+        if replaced { "--gpu-layers".into() } else { word }
+    };
+    words.into_iter().map(name).collect()
 }
 
 /// A usage error of a command, as clap would report it.
@@ -285,6 +304,25 @@ mod tests {
         assert!(parse_ids("1,x").unwrap_err().contains("\"x\""));
         assert!(parse_ids("-1").is_err());
         assert!(parse_ids("4294967296").is_err());
+    }
+
+    #[test]
+    fn layers_have_their_usual_short_name() {
+        let parse = |line: &str| {
+            let words = line.split(' ').map(OsString::from);
+            Cli::try_parse_from(long_names(words)).map(|cli| match cli.command {
+                Command::Devices(args) => args.device.gpu_layers,
+                _ => None,
+            })
+        };
+        assert_eq!(parse("realm devices -ngl 12").unwrap(), Some(12));
+        assert_eq!(parse("realm devices --ngl 0").unwrap(), Some(0));
+        assert_eq!(parse("realm devices").unwrap(), None);
+        assert!(parse("realm devices -ngl").is_err() && parse("realm devices -ngl -1").is_err());
+        for text in ["realm run -p -ngl", "realm run -- -ngl"] {
+            let words = text.split(' ').map(OsString::from);
+            assert_eq!(long_names(words).last().unwrap(), "-ngl");
+        }
     }
 
     #[test]

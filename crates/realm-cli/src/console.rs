@@ -3,11 +3,14 @@
 use std::{
     fmt::Display,
     io::{self, BufWriter, IsTerminal, Read, StdoutLock, Write},
-    sync::mpsc::{self, RecvTimeoutError},
+    sync::{
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::{self, RecvTimeoutError},
+    },
     time::Duration,
 };
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::{CliError, Result};
 
@@ -146,6 +149,50 @@ pub(crate) fn with_spinner<T>(message: String, work: impl FnOnce() -> T) -> T {
             }
         });
         let result = work();
+        drop(done);
+        result
+    })
+}
+
+/// How far some work is, for its progress bar.
+pub(crate) struct Bar {
+    done: AtomicU64,
+    total: AtomicU64,
+}
+
+impl Bar {
+    /// `done` of `total` bytes.
+    pub(crate) fn set(&self, done: u64, total: u64) {
+        self.total.store(total, Relaxed);
+        self.done.store(done, Relaxed);
+    }
+}
+
+/// Does `work`; where that takes over a second and a person watches, shows how far it is.
+pub(crate) fn with_progress<T>(message: String, work: impl FnOnce(&Bar) -> T) -> T {
+    let state = Bar { done: AtomicU64::new(0), total: AtomicU64::new(0) };
+    if !io::stderr().is_terminal() {
+        return work(&state);
+    }
+    let (done, wait) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let wait = wait;
+            if wait.recv_timeout(Duration::from_secs(1)) != Err(RecvTimeoutError::Timeout) {
+                return;
+            }
+            let template = "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";
+            let style = ProgressStyle::with_template(template)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(0).with_style(style).with_message(message);
+            // Until the sender is gone.
+            while wait.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
+                bar.set_length(state.total.load(Relaxed));
+                bar.set_position(state.done.load(Relaxed));
+            }
+            bar.finish_and_clear();
+        });
+        let result = work(&state);
         drop(done);
         result
     })

@@ -12,7 +12,7 @@ use crate::{args::DeviceArgs, console, console::Output, error::Result};
 #[derive(Debug, clap::Args)]
 pub(crate) struct DevicesArgs {
     #[command(flatten)]
-    device: DeviceArgs,
+    pub(crate) device: DeviceArgs,
 }
 
 /// Lists the devices.

@@ -1,22 +1,37 @@
 //! Putting a model on a device, and saying how.
 
-use realm_runtime::{Engine, EngineOptions, Model, device::Device};
+use realm_runtime::{Engine, EngineOptions, Loaded, Model, device::Device};
 
 use crate::{
-    console::{self, with_spinner},
+    console::{self, with_progress},
     error::{CliError, Result},
+    stats,
 };
 
-/// Loads a model; a person who waits sees that it goes on.
+/// Loads a model; a person who waits sees that it goes on. What a GPU's memory will hold is said
+/// before anything goes there.
 ///
 /// # Errors
 /// Where it does not fit the device, or the device fails.
-pub(crate) fn engine(model: &Model, device: &Device, options: &EngineOptions) -> Result<Engine> {
+pub(crate) fn engine(
+    model: &Model,
+    device: &mut Device,
+    options: &EngineOptions,
+) -> Result<Engine> {
     let path = model.file().path();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let placement = device.place(model, options).map_err(CliError::engine(path))?;
+    placement.notes().iter().for_each(console::note);
+    let plan = placement.memory();
+    if stats::uploads(plan) {
+        stats::memory(plan).iter().for_each(console::say);
+    }
     let message = format!("loading {}", console::one_line(&name));
-    let engine = with_spinner(message, || Engine::new(model, device.backend().clone(), options));
-    let engine = engine.map_err(CliError::engine(path))?;
+    let loaded = with_progress(message, |bar| {
+        device.load(model, placement, &mut |progress| bar.set(progress.loaded, progress.total))
+    });
+    let Loaded { engine, note } = loaded.map_err(CliError::engine(path))?;
+    note.iter().for_each(console::note);
     if options.context.is_some_and(|context| context > model.context()) {
         let (context, trained) = (engine.context(), model.context());
         console::note(format_args!(

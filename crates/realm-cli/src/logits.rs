@@ -38,11 +38,11 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     let inputs = model.file().parts().chain(args.ids.ids_file.as_deref());
     let file = output::create(&args.out, inputs)?;
     let mut writer = MatrixWriter::new(file, [ids.len(), model.vocabulary()])?;
-    let device = args.engine.device.open()?;
+    let mut device = args.engine.device.open()?;
     let mut options = args.engine.options();
     // The cache need not be larger than these tokens.
     options.context = options.context.or(Some(ids.len().clamp(1, model.context())));
-    let mut engine = load::engine(&model, &device, &options)?;
+    let mut engine = load::engine(&model, &mut device, &options)?;
     let mut refusal: Option<io::Error> = None;
     let result = engine.logits(&ids, |rows| {
         writer.write(rows).map_err(|error| {
@@ -62,6 +62,6 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
         ids.len(),
         model.vocabulary()
     ));
-    stats::setting(&engine, &args.engine.options()).iter().take(2).for_each(console::say);
+    stats::choices(&engine, &args.engine.options()).iter().take(2).for_each(console::say);
     Ok(())
 }

@@ -25,7 +25,8 @@ use args::{Cli, Command};
 use error::CliError;
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let words = args::long_names(std::env::args_os());
+    let result = match Cli::parse_from(words).command {
         Command::Run(args) => run::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -156,9 +156,9 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
         Some(tokenizer) => tokenizer.end_of_generation().to_vec(),
         None => named_ends(&model),
     };
-    let device = args.engine.device.open()?;
+    let mut device = args.engine.device.open()?;
     let options = args.engine.options();
-    let mut engine = load::engine(&model, &device, &options)?;
+    let mut engine = load::engine(&model, &mut device, &options)?;
     let sampling = args.sampling.params();
     let max_tokens = tokens_left(args.n as usize, prompt.len(), engine.context());
     let request = Request { prompt, max_tokens, sampling, stop_tokens };
@@ -328,7 +328,7 @@ impl Figures {
         console::say("");
         console::say(format_args!("prompt     {}", self.prompt));
         console::say(format_args!("generated  {}{end}", self.generated));
-        console::say(format_args!("loaded     in {}", stats::seconds(engine.load_time())));
+        console::say(format_args!("loaded     {}", stats::loading(engine)));
         stats::setting(engine, options).iter().for_each(console::say);
         if sampling.temperature > 0.0 && sampling.top_k != 1 {
             console::say(format_args!("seed       {}", sampling.seed));

@@ -3,7 +3,10 @@
 use std::{fmt, time::Duration};
 
 use realm_core::{Graph, backend::Precision};
-use realm_runtime::{Engine, EngineOptions, memory::human};
+use realm_runtime::{
+    Engine, EngineOptions,
+    memory::{DevicePlan, MemoryPlan, human},
+};
 
 /// A number of tokens and the time they took.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -44,8 +47,62 @@ pub(crate) fn in_effect(graph: &Graph, precision: Precision) -> Precision {
     if precision == Precision::Int8 && floats() { Precision::F32 } else { precision }
 }
 
-/// How a model was put on its device: what was chosen, and why.
-pub(crate) fn setting(engine: &Engine, options: &EngineOptions) -> [String; 4] {
+/// Whether a plan is one of a device's own memory: then it is said before the model is loaded.
+pub(crate) fn uploads(plan: &MemoryPlan) -> bool {
+    plan.devices.iter().any(DevicePlan::uploads)
+}
+
+/// What a model takes, a line a device.
+pub(crate) fn memory(plan: &MemoryPlan) -> Vec<String> {
+    let several = plan.devices.len() > 1;
+    let line = |device: &DevicePlan| {
+        let of = match &device.layers {
+            layers if several => format!(" on {} (layers from {})", device.device, layers.start),
+            _ if device.uploads() => format!(" on {}", device.device),
+            _ => String::new(),
+        };
+        let there = device.device_bytes.filter(|_| device.uploads());
+        let there = there.map(|bytes| format!("; {} are free", human(bytes))).unwrap_or_default();
+        format!(
+            "memory     {}{of}: weights {}, KV cache {}, work {}{there}",
+            human(device.total_bytes()),
+            human(device.weight_bytes),
+            human(device.kv_bytes),
+            human(device.workspace_bytes)
+        )
+    };
+    plan.devices.iter().map(line).collect()
+}
+
+/// The precision of a model on several devices, where they chose their own.
+fn precisions(plan: &MemoryPlan) -> Option<String> {
+    let first = plan.devices.first()?;
+    let several = plan.devices.iter().any(|device| device.precision != first.precision);
+    let said = plan.devices.iter().map(|part| format!("{} on {}", part.precision, part.device));
+    several.then(|| said.collect::<Vec<_>>().join(", "))
+}
+
+/// How long loading took, and how fast weights went to a device's memory.
+pub(crate) fn loading(engine: &Engine) -> String {
+    let time = seconds(engine.load_time());
+    let upload = engine.upload().map(|upload| {
+        format!(", {} uploaded at {:.2} GB/s", human(upload.bytes), upload.rate() / 1e9)
+    });
+    format!("in {time}{}", upload.unwrap_or_default())
+}
+
+/// How a model was put on its device: what was chosen, and why. What it takes was said before it was
+/// loaded where it has memory of its own.
+pub(crate) fn setting(engine: &Engine, options: &EngineOptions) -> Vec<String> {
+    let mut lines: Vec<String> = choices(engine, options).into();
+    if !uploads(engine.memory()) {
+        lines.extend(memory(engine.memory()));
+    }
+    lines
+}
+
+/// Device, precision and context.
+pub(crate) fn choices(engine: &Engine, options: &EngineOptions) -> [String; 3] {
     let info = engine.backend().info();
     let threads = info.threads.map(|threads| format!(", {threads} threads")).unwrap_or_default();
     let memory = engine.memory();
@@ -60,17 +117,11 @@ pub(crate) fn setting(engine: &Engine, options: &EngineOptions) -> [String; 4] {
     } else {
         ", in effect f32 as no weight is quantized"
     };
+    let precision = precisions(memory).unwrap_or_else(|| engine.precision().to_string());
     [
         format!("device     {}: {}{threads}", info.name, info.description),
-        format!("precision  {}{auto}{effect}, KV cache {}", engine.precision(), memory.kv.kv_type),
+        format!("precision  {precision}{auto}{effect}, KV cache {}", memory.kv.kv_type),
         format!("context    {} tokens ({why})", memory.context),
-        format!(
-            "memory     {}: weights {}, KV cache {}, work {}",
-            human(memory.total_bytes()),
-            human(memory.weight_bytes),
-            human(memory.kv_bytes),
-            human(memory.workspace_bytes)
-        ),
     ]
 }
 

@@ -90,6 +90,7 @@ impl CpuBackend {
             threads: Some(pool.threads()),
             kv_block_tokens: KV_BLOCK_TOKENS,
             auto_precision: Precision::Int8,
+            asynchronous: false,
         };
         Self { info, pool, isa }
     }
@@ -115,6 +116,10 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     fn info(&self) -> &DeviceInfo {
         &self.info
+    }
+
+    fn weight_bytes(&self, info: &WeightInfo) -> usize {
+        info.bytes().unwrap_or(0)
     }
 
     fn load_weight(

@@ -112,6 +112,7 @@ impl Program for CpuProgram {
 
     fn enqueue(&mut self, inputs: &Inputs<'_>) -> Result<Box<dyn Step>, BackendError> {
         inputs.check(&self.info.limits, self.state.kv.spec())?;
+        inputs.check_given(&self.graph)?;
         let previous =
             inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<CpuStep>());
         let ids = inputs.token_ids(previous.map_or(&[], |step| &step.0.sampled))?;
@@ -180,6 +181,10 @@ impl Run<'_> {
     fn node(&mut self, op: &Op) -> Result<(), BackendError> {
         match op {
             Op::Embed(op) => return self.embed(op),
+            Op::Given(op) => {
+                let given = self.inputs.given;
+                self.map([], op.output, |_, _, [], out| out.copy_from_slice(given));
+            }
             Op::Linear(op) => self.linear(op),
             Op::GatedLinear(op) => self.gated_linear(op),
             Op::Glu(op) => self.map([op.gate, op.up], op.output, |cpu, _, [gate, up], out| {

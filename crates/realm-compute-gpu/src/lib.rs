@@ -21,9 +21,9 @@ mod probe;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod text;
 
-#[cfg(feature = "cuda")]
+#[cfg(any(feature = "cuda", feature = "cuda-emulated"))]
 mod cuda;
-#[cfg(not(feature = "cuda"))]
+#[cfg(not(any(feature = "cuda", feature = "cuda-emulated")))]
 #[path = "cuda/absent.rs"]
 mod cuda;
 #[cfg(feature = "wgpu")]
@@ -32,7 +32,37 @@ mod wgpu;
 #[path = "wgpu/absent.rs"]
 mod wgpu;
 
+#[cfg(any(feature = "cuda", feature = "cuda-emulated"))]
+pub mod bench {
+    //! How fast the CUDA kernels are, one by one, on a device. `benches/kernels.rs` prints it.
+
+    pub use crate::cuda::bench::{
+        Options, Report, Row, Sizes, bench_cuda, bench_cuda_emulated, bench_names,
+    };
+}
+
+use std::sync::Arc;
+
 pub use probe::{GpuDevice, Probe, Reason};
+use realm_core::backend::Backend;
+
+/// Opens the CUDA device that [`probe_cuda`] lists as `cuda:{ordinal}`.
+///
+/// # Errors
+/// The [`Reason`] why it cannot be used.
+pub fn open_cuda(ordinal: u32) -> Result<Arc<dyn Backend>, Reason> {
+    cuda::open(ordinal)
+}
+
+/// Opens the emulated CUDA device: the same kernels, compiled for the CPU, warps and asynchronous
+/// copies imitated. It is there for tests and very slow. `seed` varies the order in which threads
+/// run.
+///
+/// # Errors
+/// [`Reason::NotBuiltIn`] without the feature `cuda-emulated`.
+pub fn open_cuda_emulated(seed: u64) -> Result<Arc<dyn Backend>, Reason> {
+    cuda::open_emulated(seed)
+}
 
 /// Looks for CUDA devices. Loads NVIDIA's driver library where there is one; creates no context.
 ///

@@ -93,6 +93,43 @@ pub enum Reason {
         /// The environment's `CUDA_VISIBLE_DEVICES`, which may be what hides the GPUs.
         visible: Option<String>,
     },
+    /// There are devices, but none of that number.
+    #[error("no such device: the driver shows {count}, counted from 0")]
+    NoSuchDevice {
+        /// How many there are.
+        count: u32,
+    },
+    /// The device is older than the kernels need.
+    #[error(
+        "below sm_{}{}: the device's compute capability is {}.{}, the kernels need {}.{} or newer",
+        needed.0, needed.1, found.0, found.1, needed.0, needed.1
+    )]
+    BelowCapability {
+        /// The device's compute capability, as (major, minor).
+        found: (u32, u32),
+        /// The oldest that the kernels run on.
+        needed: (u32, u32),
+    },
+    /// The build was narrowed to other devices.
+    #[error(
+        "the program was built with REALM_CUDA_ARCHS={archs}, which leaves out the device's compute \
+         capability {}.{}; build without REALM_CUDA_ARCHS",
+        capability.0, capability.1
+    )]
+    NotInBuild {
+        /// The device's compute capability, as (major, minor).
+        capability: (u32, u32),
+        /// What the kernels were compiled for.
+        archs: String,
+    },
+    /// The device's memory does not even suffice to open it.
+    #[error("its memory is full, probably of other programs' data: {call} failed: {cause}")]
+    Full {
+        /// The function called.
+        call: &'static str,
+        /// The driver's words.
+        cause: String,
+    },
     /// No driver that wgpu can use, or none with a GPU.
     #[error("no adapter: no {apis} driver with a device found; install the driver of your GPU")]
     NoAdapter {

@@ -11,7 +11,9 @@ fn check(probe: &Probe, built_in: bool) {
             for (index, device) in devices.iter().enumerate() {
                 println!("{device}");
                 assert_eq!(device.name, format!("{backend}:{index}"));
-                assert!(device.usable.is_err(), "{device}: there are no kernels");
+                if backend == "wgpu" {
+                    assert!(device.usable.is_err(), "{device}: there are no kernels");
+                }
                 one_line(&device.to_string());
             }
         }

@@ -20,6 +20,12 @@ fn token(case: &Case, seed: u64, sequence: usize, position: usize) -> u32 {
     random.below(case.vocabulary) as u32
 }
 
+/// What the host hands over for that token, `cols` numbers.
+fn given(seed: u64, sequence: usize, position: usize, cols: usize) -> Vec<f32> {
+    let mut random = Random::new(seed).named(&format!("given/{sequence}/{position}"));
+    (0..cols).map(|_| random.normal()).collect()
+}
+
 /// Runs the steps of a case and gives each step's results.
 ///
 /// # Errors
@@ -90,10 +96,15 @@ impl<'a> Prepared<'a> {
 
     fn step(&mut self, step: &[Chunk], want_times: bool) -> Result<StepOutput, BackendError> {
         let Self { case, seed, program, tables, cached } = self;
-        let (mut tokens, mut batch) = (Vec::new(), Vec::new());
+        let (mut tokens, mut rows_given, mut batch) = (Vec::new(), Vec::new(), Vec::new());
+        let cols = case.graph.given().map_or(0, |value| case.graph.value(value).cols);
         for chunk in step {
             let start = tokens.len();
             let positions = cached[chunk.sequence]..cached[chunk.sequence] + chunk.rows;
+            if cols > 0 {
+                let rows = positions.clone();
+                rows_given.extend(rows.flat_map(|at| given(*seed, chunk.sequence, at, cols)));
+            }
             tokens.extend(positions.map(|at| Token::Id(token(case, *seed, chunk.sequence, at))));
             batch.push(SequenceRows {
                 rows: start..tokens.len(),
@@ -112,6 +123,7 @@ impl<'a> Prepared<'a> {
         let inputs = Inputs {
             tokens: &tokens,
             sequences: &batch,
+            given: &rows_given,
             outputs: &rows,
             sampling: &sampling,
             want_logits: !want_times,

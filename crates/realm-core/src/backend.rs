@@ -100,6 +100,9 @@ pub struct DeviceInfo {
     pub kv_block_tokens: usize,
     /// What [`Precision::Auto`] means here.
     pub auto_precision: Precision,
+    /// [`Program::enqueue`] returns before the step is done, so that it pays to enqueue the next one
+    /// before this one is read.
+    pub asynchronous: bool,
 }
 
 /// The most that one step may hold.
@@ -201,6 +204,8 @@ pub struct Inputs<'a> {
     pub tokens: &'a [Token],
     /// The sequences, covering the rows in order.
     pub sequences: &'a [SequenceRows<'a>],
+    /// `[tokens, cols]`, row-major: the result of the graph's `Given` op; empty where it has none.
+    pub given: &'a [f32],
     /// Rows whose logits are wanted.
     pub outputs: &'a [u32],
     /// How each output row's next token is chosen; empty where none is wanted.
@@ -279,6 +284,20 @@ impl Inputs<'_> {
         self.tokens.iter().map(id).collect()
     }
 
+    /// Checks that [`Inputs::given`] holds what a graph's `Given` op needs.
+    ///
+    /// # Errors
+    /// [`BackendError::Inputs`] where it is too long or too short.
+    pub fn check_given(&self, graph: &Graph) -> Result<(), BackendError> {
+        let cols = graph.given().map_or(0, |value| graph.value(value).cols);
+        let (found, expected) = (self.given.len(), self.tokens.len().saturating_mul(cols));
+        if found == expected {
+            return Ok(());
+        }
+        let problem = format!("{found} numbers given where the graph takes {expected}");
+        Err(BackendError::Inputs { problem })
+    }
+
     /// Position of every row, in order.
     pub fn positions(&self) -> impl Iterator<Item = u32> {
         self.sequences
@@ -299,7 +318,7 @@ pub struct StepOutput {
     pub node_seconds: Vec<f64>,
 }
 
-/// A step under way.
+/// A step under way. One that is dropped unread is computed nevertheless; its results are lost.
 pub trait Step: Any + Send {
     /// Waits for the step and gives its results.
     ///
@@ -414,7 +433,9 @@ pub struct ProgramInfo {
 pub trait Program: Send {
     /// What it uses.
     fn info(&self) -> &ProgramInfo;
-    /// Starts a step.
+    /// Starts a step, at most one while another one is under way. Where that one found no token for a
+    /// row that this one takes over ([`crate::sampling::NO_TOKEN`]), this one is refused or its results
+    /// mean nothing.
     ///
     /// # Errors
     /// Inputs beyond the limits, or the device's failure.
@@ -425,6 +446,9 @@ pub trait Program: Send {
 pub trait Backend: Send + Sync {
     /// What it is and can do.
     fn info(&self) -> &DeviceInfo;
+    /// Bytes that [`Backend::load_weight`] will take for a weight, in the device's memory or, where
+    /// weights stay in the mapped file, there. Known from the shape, so that memory can be planned.
+    fn weight_bytes(&self, info: &WeightInfo) -> usize;
     /// Brings a weight into the device's memory.
     ///
     /// # Errors

@@ -169,6 +169,19 @@ impl Graph {
         &self.weights[weight.index()]
     }
 
+    /// Number of layers: one more than the last that a node belongs to.
+    pub fn layers(&self) -> usize {
+        self.nodes.iter().filter_map(|node| node.layer).max().map_or(0, |last| last + 1)
+    }
+
+    /// The rows that the host hands over, where the graph has a `Given` op.
+    pub fn given(&self) -> Option<Value> {
+        self.nodes.iter().find_map(|node| match &node.op {
+            Op::Given(op) => Some(op.output),
+            _ => None,
+        })
+    }
+
     /// The sampled tokens, where the graph ends in a `Sample` op.
     pub fn sampled(&self) -> Option<Value> {
         self.nodes.iter().rev().find_map(|node| match &node.op {

@@ -4,6 +4,7 @@
 pub mod backend;
 mod bytes;
 pub mod cost;
+pub mod cut;
 pub mod formats;
 pub mod fuse;
 pub mod graph;

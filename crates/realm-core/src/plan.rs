@@ -52,36 +52,62 @@ fn lifetimes(graph: &Graph) -> Vec<Option<(usize, usize)>> {
     lives
 }
 
+/// Something that needs bytes from one point in time to another, both included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lifetime {
+    /// When it is first written.
+    pub first: usize,
+    /// When it is last used.
+    pub last: usize,
+    /// Its size, a multiple of the alignment that it needs.
+    pub bytes: usize,
+}
+
+/// Places items in one arena so that no two that live at the same time overlap: the largest first, each at
+/// the lowest offset that is free. Gives the offsets and the arena's size.
+pub fn pack(items: &[Lifetime]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    order.sort_by_key(|&at| (std::cmp::Reverse(items[at].bytes), at));
+    let mut offsets: Vec<Option<usize>> = vec![None; items.len()];
+    let mut arena = 0;
+    let mut taken: Vec<(usize, usize)> = Vec::new();
+    for at in order {
+        let Lifetime { first, last, bytes } = items[at];
+        taken.clear();
+        taken.extend(items.iter().zip(&offsets).filter_map(|(other, offset)| {
+            let offset = (*offset)?;
+            (other.first <= last && first <= other.last).then(|| (offset, offset + other.bytes))
+        }));
+        taken.sort_unstable();
+        let mut offset = 0;
+        for &(start, end) in &taken {
+            if offset + bytes <= start {
+                break;
+            }
+            offset = offset.max(end);
+        }
+        offsets[at] = Some(offset);
+        arena = arena.max(offset + bytes);
+    }
+    (offsets.into_iter().flatten().collect(), arena)
+}
+
 impl BufferPlan {
-    /// Plans `graph` for steps within `limits`: largest values first, each at the lowest offset
-    /// where it meets no value alive at the same time.
+    /// Plans `graph` for steps within `limits`, see [`pack`].
     pub fn new(graph: &Graph, limits: &Limits) -> Self {
         let lives = lifetimes(graph);
-        let mut order: Vec<usize> = (0..lives.len()).filter(|&at| lives[at].is_some()).collect();
-        order.sort_by_key(|&at| (std::cmp::Reverse(value_bytes(graph, at, limits)), at));
-        let mut offsets: Vec<Option<usize>> = vec![None; lives.len()];
-        let mut bytes = 0;
-        let mut taken: Vec<(usize, usize)> = Vec::new();
-        for at in order {
-            let (Some((first, last)), size) = (lives[at], value_bytes(graph, at, limits)) else {
-                continue;
-            };
-            taken.clear();
-            taken.extend(offsets.iter().enumerate().filter_map(|(other, offset)| {
-                let ((start, end), offset) = (lives[other]?, (*offset)?);
-                (start <= last && first <= end)
-                    .then(|| (offset, offset + value_bytes(graph, other, limits)))
-            }));
-            taken.sort_unstable();
-            let mut offset = 0;
-            for &(start, end) in &taken {
-                if offset + size <= start {
-                    break;
-                }
-                offset = offset.max(end);
-            }
-            offsets[at] = Some(offset);
-            bytes = bytes.max(offset + size);
+        let (values, items): (Vec<usize>, Vec<Lifetime>) = lives
+            .iter()
+            .enumerate()
+            .filter_map(|(at, life)| {
+                let (first, last) = (*life)?;
+                Some((at, Lifetime { first, last, bytes: value_bytes(graph, at, limits) }))
+            })
+            .unzip();
+        let (packed, bytes) = pack(&items);
+        let mut offsets = vec![None; lives.len()];
+        for (value, offset) in values.into_iter().zip(packed) {
+            offsets[value] = Some(offset);
         }
         Self { offsets, bytes }
     }

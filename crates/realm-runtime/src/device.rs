@@ -1,20 +1,25 @@
 //! Choosing a device: the one place that names all backends.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use realm_compute_cpu::{CpuBackend, CpuOptions, IsaLimit, Roofline};
-use realm_compute_gpu::Probe;
+use realm_compute_gpu::{Probe, Reason};
 use realm_core::backend::{Backend, Precision};
 
 use crate::RuntimeError;
 
+/// The CUDA kernels on an imitated device.
+const EMULATED: &str = "cuda-emulated";
+
 /// Which device is wanted.
 #[derive(Debug, Clone)]
 pub struct DeviceOptions {
-    /// `auto`, `cpu`, `cuda`, `cuda:1`, `wgpu`, `wgpu:0`.
+    /// `auto`, `cpu`, `cuda`, `cuda:1`, `wgpu`, `wgpu:0`; with the feature `cuda-emulated` that too.
     pub name: String,
     /// Falling back to the CPU is an error.
     pub require_gpu: bool,
+    /// Layers of a model that a GPU takes, the last ones; `None`: as many as fit.
+    pub gpu_layers: Option<usize>,
     /// Worker threads of the CPU; `None`: all that the system grants.
     pub threads: Option<usize>,
     /// The most that the CPU backend may use of its processor.
@@ -23,18 +28,33 @@ pub struct DeviceOptions {
 
 impl Default for DeviceOptions {
     fn default() -> Self {
-        Self { name: "auto".into(), require_gpu: false, threads: None, isa: IsaLimit::default() }
+        Self {
+            name: "auto".into(),
+            require_gpu: false,
+            gpu_layers: None,
+            threads: None,
+            isa: IsaLimit::default(),
+        }
     }
 }
 
 /// A device that runs models.
 pub struct Device {
     backend: Arc<dyn Backend>,
-    cpu: Option<Arc<CpuBackend>>,
+    /// The device itself, or the one that takes layers beside it; opened when it is needed.
+    cpu: OnceLock<Arc<CpuBackend>>,
+    is_cpu: bool,
     notes: Vec<String>,
+    options: DeviceOptions,
 }
 
 impl Device {
+    /// A device around a backend of one's own, treated as a GPU: a model's first layers go to the CPU
+    /// where not all fit.
+    pub fn new(backend: Arc<dyn Backend>, options: DeviceOptions) -> Self {
+        Self { backend, cpu: OnceLock::new(), is_cpu: false, notes: Vec::new(), options }
+    }
+
     /// The backend.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
@@ -45,9 +65,30 @@ impl Device {
         &self.notes
     }
 
+    /// What was asked for.
+    pub fn options(&self) -> &DeviceOptions {
+        &self.options
+    }
+
+    /// Whether it is the CPU.
+    pub fn is_cpu(&self) -> bool {
+        self.is_cpu
+    }
+
     /// Measures what the device's memory and arithmetic can do, in about a second.
     pub fn roofline(&self, precision: Precision) -> Option<Roofline> {
-        self.cpu.as_ref().map(|cpu| cpu.roofline(precision))
+        self.is_cpu.then(|| self.cpu().roofline(precision))
+    }
+
+    /// The CPU, beside this device or the device itself.
+    pub(crate) fn cpu(&self) -> &Arc<CpuBackend> {
+        self.cpu.get_or_init(|| cpu(&self.options))
+    }
+
+    /// Gives the device up for the CPU.
+    pub(crate) fn fall_back(&mut self) {
+        self.backend = self.cpu().clone();
+        self.is_cpu = true;
     }
 }
 
@@ -68,17 +109,44 @@ fn cpu(options: &DeviceOptions) -> Arc<CpuBackend> {
     Arc::new(CpuBackend::new(&CpuOptions { threads: options.threads, isa: options.isa }))
 }
 
-/// Every device there is or could be, the preferred first.
+/// Whether a name is one that [`DeviceOptions::name`] takes. That there is such a device it does not
+/// say.
+pub fn is_name(name: &str) -> bool {
+    match name.split_once(':') {
+        None => {
+            matches!(name, "auto" | "cpu" | "cuda" | "wgpu") || (name == EMULATED && emulated())
+        }
+        Some((backend, index)) => {
+            let digits = !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
+            matches!(backend, "cuda" | "wgpu") && digits && index.parse::<u16>().is_ok()
+        }
+    }
+}
+
+/// Whether the emulated device was built in.
+fn emulated() -> bool {
+    cfg!(feature = "cuda-emulated")
+}
+
+/// Every device there is or could be: GPUs, the CPU, and last a test device where it was built in.
 pub fn list(options: &DeviceOptions) -> Vec<Report> {
     let mut reports: Vec<Report> = gpus().iter().flat_map(reports_of).collect();
     let info = cpu(options).info().clone();
-    let Some(threads) = info.threads else { return reports };
+    let threads = info.threads.map(|threads| format!(", {threads} threads")).unwrap_or_default();
     reports.push(Report {
         name: info.name,
-        description: format!("{}, {threads} threads", info.description),
+        description: info.description + &threads,
         memory: info.memory,
         obstacle: None,
     });
+    if emulated() {
+        reports.push(Report {
+            name: EMULATED.into(),
+            description: "a test device: the CUDA kernels imitated on the CPU, very slow".into(),
+            memory: None,
+            obstacle: None,
+        });
+    }
     reports
 }
 
@@ -110,25 +178,18 @@ fn reports_of(probe: &Probe) -> Vec<Report> {
 /// Opens the device that was asked for, or the best there is.
 ///
 /// # Errors
-/// A device that is not there, and a fallback to the CPU where a GPU is required.
+/// A device that is not there or cannot be used, and a fallback to the CPU where a GPU is required.
 pub fn open(options: &DeviceOptions) -> Result<Device, RuntimeError> {
     let wanted = options.name.as_str();
-    let backend = wanted.split(':').next().unwrap_or_default();
-    match backend {
+    match wanted.split(':').next().unwrap_or_default() {
         "cpu" if options.require_gpu => {
             Err(RuntimeError::Device("--require-gpu contradicts --device cpu; drop one".into()))
         }
         "cpu" => Ok(on_cpu(options, Vec::new())),
-        "cuda" => Err(unusable(wanted, &realm_compute_gpu::probe_cuda())),
-        "wgpu" => Err(unusable(wanted, &realm_compute_gpu::probe_wgpu())),
-        "auto" => {
-            let reports: Vec<Report> = gpus().iter().flat_map(reports_of).collect();
-            let causes = reports.iter().map(obstacle).collect::<Vec<_>>().join("; ");
-            if options.require_gpu {
-                return Err(RuntimeError::Device(format!("no GPU can be used: {causes}")));
-            }
-            Ok(on_cpu(options, vec![format!("no GPU in use: {causes}")]))
-        }
+        EMULATED => open_emulated(options),
+        "cuda" => open_named(options, &realm_compute_gpu::probe_cuda()),
+        "wgpu" => open_named(options, &realm_compute_gpu::probe_wgpu()),
+        "auto" => open_best(options),
         _ => Err(RuntimeError::Device(format!(
             "{wanted:?} is no device; choose auto, cpu, cuda or wgpu, or see `realm devices`"
         ))),
@@ -137,41 +198,132 @@ pub fn open(options: &DeviceOptions) -> Result<Device, RuntimeError> {
 
 fn on_cpu(options: &DeviceOptions, notes: Vec<String>) -> Device {
     let cpu = cpu(options);
-    Device { backend: cpu.clone(), cpu: Some(cpu), notes }
+    let (backend, options) = (cpu.clone(), options.clone());
+    Device { backend, cpu: OnceLock::from(cpu), is_cpu: true, notes, options }
 }
 
-/// Why a device cannot be used, its name in front.
-fn obstacle(report: &Report) -> String {
-    let obstacle = report.obstacle.as_deref().unwrap_or("cannot be used");
-    format!("{}: {obstacle}", report.name)
+/// The first of the GPUs that can be used, the CPU where there is none.
+fn open_best(options: &DeviceOptions) -> Result<Device, RuntimeError> {
+    let mut causes = Vec::new();
+    for probe in gpus() {
+        match open_first(&probe, probe.backend) {
+            (Some(backend), passed) => {
+                causes.extend(passed);
+                let notes = causes.iter().map(|cause| format!("passed over: {cause}")).collect();
+                return Ok(Device { notes, ..Device::new(backend, options.clone()) });
+            }
+            (None, passed) => causes.extend(passed),
+        }
+    }
+    let causes = causes.join("; ");
+    if options.require_gpu {
+        return Err(RuntimeError::Device(format!("no GPU can be used: {causes}")));
+    }
+    Ok(on_cpu(options, vec![format!("no GPU in use: {causes}")]))
 }
 
-/// The error for a GPU that was named: `cuda` means any of its devices, `cuda:1` that one.
-fn unusable(wanted: &str, probe: &Probe) -> RuntimeError {
-    let reports = reports_of(probe);
-    let meant = |report: &&Report| {
-        probe.devices.is_err() || wanted == probe.backend || wanted == report.name
-    };
-    let causes: Vec<String> = reports.iter().filter(meant).map(obstacle).collect();
+/// A GPU that was named: `cuda` means any of its devices, `cuda:1` that one.
+fn open_named(options: &DeviceOptions, probe: &Probe) -> Result<Device, RuntimeError> {
+    let wanted = options.name.as_str();
+    let (backend, causes) = open_first(probe, wanted);
+    if let Some(backend) = backend {
+        return Ok(Device::new(backend, options.clone()));
+    }
     let cause =
         if causes.is_empty() { format!("{wanted}: no such device") } else { causes.join("; ") };
-    RuntimeError::Device(format!("{cause}; `realm devices` lists what there is"))
+    Err(RuntimeError::Device(format!("{cause}; `realm devices` lists what there is")))
+}
+
+/// Opens the first usable device of a backend that `wanted` means; and why those before it, or all,
+/// cannot be used, their names in front. Without a name of its own a software device is not meant.
+fn open_first(probe: &Probe, wanted: &str) -> (Option<Arc<dyn Backend>>, Vec<String>) {
+    let devices = match &probe.devices {
+        Ok(devices) => devices,
+        Err(reason) => return (None, vec![format!("{}: {reason}", probe.backend)]),
+    };
+    let mut causes = Vec::new();
+    for device in devices.iter().filter(|d| wanted == probe.backend || wanted == d.name) {
+        let opened = match &device.usable {
+            Err(reason) => Err(reason.to_string()),
+            Ok(()) if device.software && wanted != device.name => {
+                Err("computes on the CPU; name it to use it".into())
+            }
+            Ok(()) => open_gpu(probe.backend, &device.name).map_err(|reason| reason.to_string()),
+        };
+        match opened {
+            Ok(backend) => return (Some(backend), causes),
+            Err(cause) => causes.push(format!("{}: {cause}", device.name)),
+        }
+    }
+    (None, causes)
+}
+
+/// Opens a device by its listed name, `cuda:0`.
+fn open_gpu(backend: &'static str, name: &str) -> Result<Arc<dyn Backend>, Reason> {
+    let index = name.rsplit(':').next().and_then(|index| index.parse().ok());
+    match (backend, index) {
+        ("cuda", Some(index)) => realm_compute_gpu::open_cuda(index),
+        _ => Err(Reason::NoKernels { backend }),
+    }
+}
+
+/// The test device. The order in which its threads run follows `REALM_SEED`, or is anew each time.
+fn open_emulated(options: &DeviceOptions) -> Result<Device, RuntimeError> {
+    let refuse = |why: String| Err(RuntimeError::Device(format!("{EMULATED}: {why}")));
+    if options.require_gpu {
+        return refuse("is no GPU, as --require-gpu asks; drop one".into());
+    }
+    if !emulated() {
+        return refuse(Reason::NotBuiltIn { feature: EMULATED }.to_string());
+    }
+    let seed = std::env::var("REALM_SEED").ok().and_then(|text| text.trim().parse().ok());
+    let seed = seed.unwrap_or_else(fresh_seed);
+    match realm_compute_gpu::open_cuda_emulated(seed) {
+        Ok(backend) => {
+            let note = format!(
+                "{EMULATED} is a test device: CUDA kernels imitated on the CPU, very slowly (REALM_SEED={seed})"
+            );
+            Ok(Device { notes: vec![note], ..Device::new(backend, options.clone()) })
+        }
+        Err(reason) => refuse(reason.to_string()),
+    }
+}
+
+fn fresh_seed() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(1, |now| u64::from(now.subsec_nanos()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn options(name: &str, require_gpu: bool) -> DeviceOptions {
+        DeviceOptions { name: name.into(), require_gpu, ..DeviceOptions::default() }
+    }
+
     fn refusal(name: &str, require_gpu: bool) -> String {
-        let options = DeviceOptions { name: name.into(), require_gpu, ..DeviceOptions::default() };
-        let error = open(&options).err().expect("no GPU runs models yet").to_string();
+        let error = open(&options(name, require_gpu)).err().expect(name).to_string();
         assert!(!error.contains('\n'), "{error}");
         error
     }
 
+    /// Whether this machine has a device that the build can use.
+    fn usable(probe: &Probe) -> bool {
+        let usable = |devices: &Vec<_>| {
+            devices.iter().any(|d: &realm_compute_gpu::GpuDevice| d.usable.is_ok())
+        };
+        probe.devices.as_ref().is_ok_and(usable)
+    }
+
     #[test]
-    fn auto_falls_back_and_says_why() {
-        let device = open(&DeviceOptions::default()).unwrap();
+    fn auto_takes_a_gpu_or_says_why_not() {
+        let device = open(&options("auto", false)).unwrap();
+        if gpus().iter().any(usable) && !device.is_cpu() {
+            println!("a GPU is there: {}", device.backend().info().name);
+            assert!(open(&options("auto", true)).is_ok());
+            return;
+        }
         assert_eq!(device.backend().info().name, "cpu");
         assert!(device.notes()[0].contains("cuda: ") && device.notes()[0].contains("wgpu"));
         assert!(refusal("auto", true).contains("no GPU can be used: cuda: "));
@@ -180,8 +332,16 @@ mod tests {
     #[test]
     fn a_named_gpu_is_never_replaced() {
         for name in ["cuda", "cuda:7", "wgpu", "wgpu:99"] {
-            let error = refusal(name, false);
-            assert!(error.starts_with(&name[..4]) && error.contains("realm devices"), "{error}");
+            match open(&options(name, false)) {
+                Ok(device) => assert!(device.backend().info().name.starts_with(name)),
+                Err(error) => {
+                    let error = error.to_string();
+                    assert!(
+                        error.starts_with(&name[..4]) && error.contains("realm devices"),
+                        "{error}"
+                    );
+                }
+            }
         }
         assert!(refusal("cpu", true).contains("contradicts"));
         assert!(refusal("tpu", false).contains("\"tpu\" is no device"));
@@ -189,10 +349,36 @@ mod tests {
     }
 
     #[test]
-    fn the_cpu_is_listed_and_every_other_device_has_its_obstacle() {
+    fn the_test_device_is_taken_by_name_alone() {
+        assert!(refusal(EMULATED, true).contains("--require-gpu"));
+        let listed = list(&DeviceOptions::default()).iter().any(|report| report.name == EMULATED);
+        assert_eq!((listed, is_name(EMULATED)), (emulated(), emulated()));
+        match open(&options(EMULATED, false)) {
+            Ok(device) => assert!(device.notes()[0].contains("test device")),
+            Err(error) => {
+                let (error, fits) = (error.to_string(), !emulated());
+                assert!(fits && error.contains("--features cuda-emulated"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_checked_without_looking_for_devices() {
+        for good in ["auto", "cpu", "cuda", "cuda:1", "wgpu:0"] {
+            assert!(is_name(good), "{good}");
+        }
+        for bad in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda:99999"] {
+            assert!(!is_name(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_cpu_is_listed_and_every_other_device_that_cannot_be_used_has_its_obstacle() {
         let reports = list(&DeviceOptions::default());
-        let (cpu, others) = reports.split_last().unwrap();
-        assert_eq!((cpu.name.as_str(), &cpu.obstacle), ("cpu", &None));
-        assert!(others.len() >= 2 && others.iter().all(|report| report.obstacle.is_some()));
+        let cpu = reports.iter().find(|report| report.name == "cpu").unwrap();
+        assert_eq!(cpu.obstacle, None);
+        let usable = gpus().iter().filter(|probe| usable(probe)).count();
+        let obstacles = reports.iter().filter(|report| report.obstacle.is_some()).count();
+        assert!(obstacles + usable >= 2, "{reports:?}");
     }
 }

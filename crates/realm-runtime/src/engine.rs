@@ -1,21 +1,24 @@
 //! The engine: sequences come and go, and run side by side in one batch.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use realm_core::{
     Graph,
     backend::{
         Backend, Bindings, CompileOptions, Inputs, KvSpec, KvType, Limits, Precision, Program,
-        Role, SequenceRows, StepOutput, Token,
+        Role, SequenceRows, Token,
     },
     fuse,
-    sampling::NO_TOKEN,
 };
 
 use crate::{
     Model, RuntimeError, SamplingParams,
     memory::MemoryPlan,
-    scheduler::{Scheduler, Sequence, Share},
+    scheduler::{Scheduler, Sequence},
+    steps::UnderWay,
 };
 
 /// How a model is put on a device.
@@ -95,18 +98,47 @@ pub struct Event {
     pub finish: Option<Finish>,
 }
 
+/// How far loading is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// Bytes of weights that are on their device.
+    pub loaded: u64,
+    /// Bytes of all weights.
+    pub total: u64,
+}
+
+/// Weights that were copied to a device's memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Upload {
+    /// Their bytes in the file.
+    pub bytes: u64,
+    /// How long it took, reading the file included.
+    pub time: Duration,
+}
+
+impl Upload {
+    /// Bytes a second.
+    pub fn rate(&self) -> f64 {
+        self.bytes as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+}
+
 /// A model on a device.
 pub struct Engine {
-    graph: Graph,
-    backend: Arc<dyn Backend>,
+    pub(crate) graph: Graph,
+    pub(crate) backend: Arc<dyn Backend>,
     bindings: Bindings,
-    program: Box<dyn Program>,
-    scheduler: Scheduler,
+    pub(crate) program: Box<dyn Program>,
+    pub(crate) scheduler: Scheduler,
+    /// The step that is computed while nobody waits for it.
+    pub(crate) under_way: Option<UnderWay>,
     plan: MemoryPlan,
     vocabulary: usize,
-    times: bool,
-    node_seconds: Vec<f64>,
+    precision: Precision,
+    pub(crate) times: bool,
+    pub(crate) node_seconds: Vec<f64>,
     load_time: Duration,
+    upload: Option<Upload>,
     next: u64,
 }
 
@@ -120,14 +152,38 @@ impl Engine {
         backend: Arc<dyn Backend>,
         options: &EngineOptions,
     ) -> Result<Self, RuntimeError> {
-        let start = std::time::Instant::now();
         let mut graph = model.graph().clone();
         fuse::fuse(&mut graph);
         let plan = MemoryPlan::new(model, &graph, &*backend, options)?;
+        Self::load(model, graph, backend, plan, options, &mut |_| {})
+    }
+
+    /// Loads the weights and compiles `graph`, whose memory was planned.
+    pub(crate) fn load(
+        model: &Model,
+        graph: Graph,
+        backend: Arc<dyn Backend>,
+        plan: MemoryPlan,
+        options: &EngineOptions,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, RuntimeError> {
+        let start = Instant::now();
+        let sizes = graph.weights().iter().map(|info| info.bytes().unwrap_or(0) as u64);
+        let (mut loaded, total) = (0, sizes.clone().sum());
+        let mut upload = Upload::default();
         let mut weights = Vec::with_capacity(graph.weights().len());
-        for info in graph.weights() {
+        for (info, bytes) in graph.weights().iter().zip(sizes) {
+            let begin = Instant::now();
             let data = model.file().require(&info.name)?.data()?;
-            weights.push(backend.load_weight(info, data)?);
+            let weight = backend.load_weight(info, data)?;
+            // Vectors are small, and decoded on every device.
+            if info.rows > 1 && weight.device_bytes() > 0 {
+                upload.bytes += bytes;
+                upload.time += begin.elapsed();
+            }
+            weights.push(weight);
+            loaded += bytes;
+            progress(Progress { loaded, total });
         }
         let bindings = Bindings { weights, kv: backend.kv_pool(&plan.kv)? };
         let compile =
@@ -143,9 +199,12 @@ impl Engine {
             program,
             scheduler: Scheduler::new(tokens, sequences, block_tokens, blocks),
             plan,
+            under_way: None,
             vocabulary: model.vocabulary(),
+            precision: options.precision,
             times: options.times,
             load_time: start.elapsed(),
+            upload: (upload.bytes > 0).then_some(upload),
             next: 0,
         })
     }
@@ -178,6 +237,11 @@ impl Engine {
     /// How long loading and compiling took.
     pub fn load_time(&self) -> Duration {
         self.load_time
+    }
+
+    /// The weights that were copied to a device; `None` where all stay in the mapped file.
+    pub fn upload(&self) -> Option<Upload> {
+        self.upload
     }
 
     /// Seconds spent in each node of [`Engine::graph`] since the last call, where
@@ -232,94 +296,16 @@ impl Engine {
 
     /// Ends a sequence; its blocks are free for the next step. `false` where it had ended.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
-        self.scheduler.remove(id)
+        if self.scheduler.unqueue(id) {
+            return true;
+        }
+        let under_way = self.under_way.as_mut();
+        self.scheduler.end(id, under_way)
     }
 
     /// Whether no sequence waits or runs.
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle()
-    }
-
-    /// Runs one step and gives the tokens that came of it. A step that only took in part of a prompt
-    /// gives none.
-    ///
-    /// # Errors
-    /// The device's failure; logits that are no numbers, which ends the step's sequences.
-    pub fn step(&mut self) -> Result<Vec<Event>, RuntimeError> {
-        let shares = self.scheduler.plan();
-        if shares.is_empty() {
-            return Ok(Vec::new());
-        }
-        let output = self.run(&shares)?;
-        if output.sampled.contains(&NO_TOKEN) {
-            let ids: Vec<_> =
-                shares.iter().map(|s| self.scheduler.running[s.sequence].id).collect();
-            ids.into_iter().for_each(|id| _ = self.scheduler.remove(id));
-            return Err(RuntimeError::NotNumbers { precision: self.precision() });
-        }
-        for (total, seconds) in self.node_seconds.iter_mut().zip(&output.node_seconds) {
-            *total += seconds;
-        }
-        Ok(self.advance(&shares, &output.sampled))
-    }
-
-    /// Lays the shares side by side and runs them.
-    fn run(&mut self, shares: &[Share]) -> Result<StepOutput, RuntimeError> {
-        let (mut tokens, mut sequences) = (Vec::new(), Vec::new());
-        let (mut outputs, mut sampling) = (Vec::new(), Vec::new());
-        for share in shares {
-            let sequence = &self.scheduler.running[share.sequence];
-            let start = tokens.len();
-            let end = sequence.cached + share.rows;
-            tokens.extend(sequence.tokens[sequence.cached..end].iter().map(|&id| Token::Id(id)));
-            if end == sequence.tokens.len() {
-                outputs.push(tokens.len() as u32 - 1);
-                sampling.push(sequence.request.sampling.at(end));
-            }
-            sequences.push(SequenceRows {
-                rows: start..tokens.len(),
-                cached: sequence.cached,
-                role: share.role,
-                blocks: sequence.table.blocks(),
-            });
-        }
-        let inputs = Inputs {
-            tokens: &tokens,
-            sequences: &sequences,
-            outputs: &outputs,
-            sampling: &sampling,
-            want_logits: false,
-            want_times: self.times,
-            previous: None,
-        };
-        Ok(self.program.enqueue(&inputs)?.read()?)
-    }
-
-    /// Adds the sampled tokens to their sequences and lets finished ones go.
-    fn advance(&mut self, shares: &[Share], sampled: &[u32]) -> Vec<Event> {
-        let mut events = Vec::new();
-        let mut sampled = sampled.iter();
-        for share in shares {
-            let sequence = &mut self.scheduler.running[share.sequence];
-            sequence.cached += share.rows;
-            if sequence.cached < sequence.tokens.len() {
-                continue;
-            }
-            let Some(&token) = sampled.next() else { break };
-            sequence.tokens.push(token);
-            let finish = if sequence.request.stop_tokens.contains(&token) {
-                Some(Finish::Stop)
-            } else if sequence.generated() >= sequence.request.max_tokens {
-                Some(Finish::Length)
-            } else {
-                None
-            };
-            events.push(Event { sequence: sequence.id, token, finish });
-        }
-        for event in events.iter().filter(|event| event.finish.is_some()) {
-            self.scheduler.remove(event.sequence);
-        }
-        events
     }
 
     /// The logits of every token of a prompt, as a prefill computes them: `sink` gets rows of
@@ -336,9 +322,9 @@ impl Engine {
         const ROWS: usize = 64;
         self.check_prompt(prompt)?;
         let limits = Limits { tokens: ROWS, outputs: ROWS, sequences: 1 };
-        let precision = self.program.info().precision;
-        let options = CompileOptions { limits, precision, poison: false };
+        let options = CompileOptions { limits, precision: self.precision, poison: false };
         let mut program = self.backend.compile(&self.graph, &self.bindings, &options)?;
+        self.finish_surplus()?;
         let mut table = crate::attention::BlockTable::default();
         let Scheduler { block_tokens, blocks, .. } = &mut self.scheduler;
         if !table.grow(prompt.len(), *block_tokens, blocks) {
@@ -359,6 +345,7 @@ impl Engine {
             let inputs = Inputs {
                 tokens: &tokens,
                 sequences: &[sequence],
+                given: &[],
                 outputs: &rows,
                 sampling: &[],
                 want_logits: true,

@@ -2,6 +2,7 @@
 
 use realm_core::{
     backend::{BackendError, Precision},
+    cut::CutError,
     graph::GraphError,
 };
 use realm_gguf::GgufError;
@@ -48,6 +49,9 @@ pub enum RuntimeError {
         /// The node.
         source: GraphError,
     },
+    /// A model whose layers cannot go to two devices.
+    #[error(transparent)]
+    Cut(#[from] CutError),
     /// The device refused or failed.
     #[error(transparent)]
     Backend(#[from] BackendError),

@@ -11,12 +11,17 @@ pub mod kv_cache;
 pub mod memory;
 mod model;
 pub mod models;
+mod placement;
 mod sampler;
 mod scheduler;
+mod split;
+mod steps;
 mod vocab;
 
-pub use engine::{Engine, EngineOptions, Event, Finish, Request, SequenceId};
+pub use engine::{Engine, EngineOptions, Event, Finish, Progress, Request, SequenceId, Upload};
 pub use error::RuntimeError;
 pub use model::Model;
+pub use placement::{Loaded, Placement};
 pub use sampler::SamplingParams;
+pub use split::SplitBackend;
 pub use vocab::tokenizer;

@@ -1,25 +1,56 @@
-//! What a model takes on a device, known from its graph before anything is loaded.
+//! What a model takes on its devices, known from its graph before anything is loaded.
+
+use std::ops::Range;
 
 use realm_core::{
     Graph,
-    backend::{Backend, CompileOptions, KvSpec, Limits},
+    backend::{Backend, CompileOptions, KvSpec, Limits, Precision},
+    cut::cut,
 };
 
-use crate::{EngineOptions, Model, RuntimeError};
+use crate::{
+    EngineOptions, Model, RuntimeError,
+    split::{layers_said, limits_of},
+};
+
+/// What a part of a model takes on its device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DevicePlan {
+    /// The device, as `--device` takes it.
+    pub device: String,
+    /// The layers that run there.
+    pub layers: Range<usize>,
+    /// The type of the products' inputs there.
+    pub precision: Precision,
+    /// Bytes of the weights, as the device keeps them.
+    pub weight_bytes: u64,
+    /// Bytes of the KV cache.
+    pub kv_bytes: u64,
+    /// Bytes of the program's work memory.
+    pub workspace_bytes: u64,
+    /// Memory of the device that may be taken, where known.
+    pub device_bytes: Option<u64>,
+}
+
+impl DevicePlan {
+    /// Whether weights go to a device's own memory, or stay in the mapped file.
+    pub fn uploads(&self) -> bool {
+        self.device != "cpu"
+    }
+
+    /// Everything together.
+    pub fn total_bytes(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.kv_bytes).saturating_add(self.workspace_bytes)
+    }
+}
 
 /// Bytes of weights, cache and work memory, and the context that they leave room for.
 #[derive(Debug, Clone)]
 pub struct MemoryPlan {
-    /// Bytes of all weights, at the width of the file.
-    pub weight_bytes: u64,
-    /// The KV cache.
+    /// What each device takes: one device, or two, that of the first layers first.
+    pub devices: Vec<DevicePlan>,
+    /// The KV cache of all layers.
     pub kv: KvSpec,
-    /// Its bytes.
-    pub kv_bytes: u64,
-    /// Bytes of the program's work memory.
-    pub workspace_bytes: u64,
-    /// Memory of the device, where known.
-    pub device_bytes: Option<u64>,
     /// Tokens a sequence may hold.
     pub context: usize,
     /// The context that the model was trained for.
@@ -33,8 +64,92 @@ fn reserve(device: u64) -> u64 {
     (device / 50).max(128 << 20)
 }
 
+/// What a part of a model needs, whatever its context.
+struct Need {
+    plan: DevicePlan,
+    /// Bytes of a KV block of each sequence.
+    block_bytes: u64,
+    /// Bytes that may be taken.
+    room: Option<u64>,
+}
+
+impl Need {
+    fn new(
+        backend: &dyn Backend,
+        graph: &Graph,
+        layers: Range<usize>,
+        limits: Limits,
+        options: &EngineOptions,
+    ) -> Result<Self, RuntimeError> {
+        let info = backend.info();
+        let weights = graph.weights().iter().map(|weight| backend.weight_bytes(weight) as u64);
+        let compile = CompileOptions { limits, precision: options.precision, poison: false };
+        let kv = kv_spec(graph, backend, options);
+        Ok(Self {
+            block_bytes: (kv.block_bytes()? as u64).saturating_mul(limits.sequences as u64),
+            room: info.memory.map(|memory| memory.saturating_sub(reserve(memory))),
+            plan: DevicePlan {
+                device: info.name.clone(),
+                layers,
+                precision: match options.precision {
+                    Precision::Auto => info.auto_precision,
+                    precision => precision,
+                },
+                weight_bytes: weights.sum(),
+                kv_bytes: 0,
+                workspace_bytes: backend.workspace_bytes(graph, &compile) as u64,
+                device_bytes: info.memory,
+            },
+        })
+    }
+
+    /// Bytes with so many KV blocks a sequence.
+    fn bytes(&self, blocks: usize) -> u64 {
+        self.plan.total_bytes().saturating_add(self.block_bytes.saturating_mul(blocks as u64))
+    }
+
+    /// KV blocks a sequence that fit; `None` where not even one does.
+    fn fitting(&self) -> Option<usize> {
+        let Some(room) = self.room else { return Some(usize::MAX) };
+        let left = room.checked_sub(self.bytes(1))?;
+        Some(1usize.saturating_add((left / self.block_bytes.max(1)) as usize))
+    }
+
+    fn fits(&self, blocks: usize) -> bool {
+        self.room.is_none_or(|room| self.bytes(blocks) <= room)
+    }
+
+    /// What is needed and what is there, for people.
+    fn said(&self, blocks: usize) -> String {
+        let DevicePlan { device, weight_bytes, workspace_bytes, .. } = &self.plan;
+        format!(
+            "weights of {}, {} of KV cache and {} of work memory do not fit {device}, which has {} free",
+            human(*weight_bytes),
+            human(self.block_bytes.saturating_mul(blocks as u64)),
+            human(*workspace_bytes),
+            human(self.room.unwrap_or(u64::MAX))
+        )
+    }
+
+    fn taking(mut self, blocks: usize) -> DevicePlan {
+        self.plan.kv_bytes = self.block_bytes.saturating_mul(blocks as u64);
+        self.plan
+    }
+}
+
+fn kv_spec(graph: &Graph, backend: &dyn Backend, options: &EngineOptions) -> KvSpec {
+    let kv_type = options.resolved_kv_type();
+    let block_tokens = backend.info().kv_block_tokens;
+    KvSpec { layers: graph.kv().to_vec(), kv_type, blocks: 1, block_tokens }
+}
+
+fn limits(options: &EngineOptions) -> Limits {
+    let sequences = options.sequences.max(1);
+    Limits { tokens: options.step_tokens.max(sequences), outputs: sequences, sequences }
+}
+
 impl MemoryPlan {
-    /// Plans `graph` on a device.
+    /// Plans `graph` on one device.
     ///
     /// # Errors
     /// Where weights and work memory, or the context that was asked for, do not fit.
@@ -44,65 +159,154 @@ impl MemoryPlan {
         backend: &dyn Backend,
         options: &EngineOptions,
     ) -> Result<Self, RuntimeError> {
-        let sequences = options.sequences.max(1);
-        let tokens = options.step_tokens.max(sequences);
-        let limits = Limits { tokens, outputs: sequences, sequences };
-        let weight_bytes =
-            graph.weights().iter().filter_map(|weight| weight.bytes()).map(|b| b as u64).sum();
-        let device = backend.info();
-        let compile = CompileOptions { limits, precision: options.precision, poison: false };
-        let workspace_bytes = backend.workspace_bytes(graph, &compile) as u64;
-        let block_tokens = device.kv_block_tokens;
-        let kv_type = options.resolved_kv_type();
-        let mut kv = KvSpec { layers: graph.kv().to_vec(), kv_type, blocks: 1, block_tokens };
-        let block_bytes = (kv.block_bytes()? as u64 * sequences as u64).max(1);
+        let need = Need::new(backend, graph, 0..graph.layers(), limits(options), options)?;
+        Self::of(model, kv_spec(graph, backend, options), vec![need], options)
+    }
 
-        let needed = weight_bytes + workspace_bytes;
-        let path = || model.file().path().display().to_string();
-        let room = device.memory.map(|memory| memory.saturating_sub(reserve(memory)));
-        let fitting = match room {
-            Some(room) if room < needed + block_bytes => {
-                return Err(RuntimeError::Memory(format!(
-                    "{}: weights of {} and {} of work memory do not fit {}, which has {} free; use a smaller file",
-                    path(),
-                    human(weight_bytes),
-                    human(workspace_bytes),
-                    device.name,
-                    human(room)
-                )));
-            }
-            Some(room) => ((room - needed) / block_bytes) as usize * block_tokens,
-            None => usize::MAX,
+    /// Plans `graph` on two devices: the layers before `layer` on the first.
+    ///
+    /// # Errors
+    /// As [`MemoryPlan::new`], for the device where it does not fit; a graph that cannot be cut there.
+    pub fn split(
+        model: &Model,
+        graph: &Graph,
+        layer: usize,
+        backends: [&dyn Backend; 2],
+        options: &EngineOptions,
+    ) -> Result<Self, RuntimeError> {
+        let needs = split_needs(graph, layer, backends, options)?;
+        Self::of(model, kv_spec(graph, backends[0], options), needs.into(), options)
+    }
+
+    fn of(
+        model: &Model,
+        mut kv: KvSpec,
+        needs: Vec<Need>,
+        options: &EngineOptions,
+    ) -> Result<Self, RuntimeError> {
+        let error = |problem: String| {
+            RuntimeError::Memory(format!("{}: {problem}", model.file().path().display()))
         };
+        let mut fitting = usize::MAX;
+        for need in &needs {
+            let blocks = need.fitting();
+            fitting =
+                fitting.min(blocks.ok_or_else(|| error(need.said(1) + "; use a smaller file"))?);
+        }
+        let most = fitting.saturating_mul(kv.block_tokens);
         let context = match options.context {
-            Some(context) if context > fitting => {
-                return Err(RuntimeError::Memory(format!(
-                    "{}: a context of {context} tokens takes {} of KV cache and does not fit {}; at most --ctx {fitting} does",
-                    path(),
-                    human(block_bytes.saturating_mul(context.div_ceil(block_tokens) as u64)),
-                    device.name
+            Some(context) if context > most => {
+                let blocks = context.div_ceil(kv.block_tokens);
+                let tight = needs.iter().find(|need| !need.fits(blocks));
+                let device = tight.map_or("the device", |need| &need.plan.device);
+                let bytes = tight.map_or(0, |n| n.block_bytes.saturating_mul(blocks as u64));
+                return Err(error(format!(
+                    "a context of {context} tokens takes {} of KV cache and does not fit {device}; at most --ctx {most} does",
+                    human(bytes)
                 )));
             }
             Some(context) => context.max(1),
-            None => model.context().min(fitting),
+            None => model.context().min(most),
         };
-        kv.blocks = context.div_ceil(block_tokens).saturating_mul(sequences);
+        let blocks = context.div_ceil(kv.block_tokens);
+        let limits = limits(options);
+        kv.blocks = blocks.saturating_mul(limits.sequences);
         Ok(Self {
-            weight_bytes,
-            kv_bytes: kv.bytes()? as u64,
+            devices: needs.into_iter().map(|need| need.taking(blocks)).collect(),
             kv,
-            workspace_bytes,
-            device_bytes: device.memory,
             context,
             model_context: model.context(),
             limits,
         })
     }
 
+    /// Bytes of all weights; one that two devices use counts twice.
+    pub fn weight_bytes(&self) -> u64 {
+        self.devices.iter().map(|device| device.weight_bytes).sum()
+    }
+
+    /// Bytes of the KV cache.
+    pub fn kv_bytes(&self) -> u64 {
+        self.devices.iter().map(|device| device.kv_bytes).sum()
+    }
+
+    /// Bytes of work memory.
+    pub fn workspace_bytes(&self) -> u64 {
+        self.devices.iter().map(|device| device.workspace_bytes).sum()
+    }
+
     /// Everything together.
     pub fn total_bytes(&self) -> u64 {
-        self.weight_bytes + self.kv_bytes + self.workspace_bytes
+        self.devices.iter().map(DevicePlan::total_bytes).sum()
     }
+}
+
+/// What the two parts of a graph need.
+fn split_needs(
+    graph: &Graph,
+    layer: usize,
+    backends: [&dyn Backend; 2],
+    options: &EngineOptions,
+) -> Result<[Need; 2], RuntimeError> {
+    let cut = cut(graph, layer)?;
+    let limits = limits(options);
+    let need = |part: usize, graph: &Graph, layers: Range<usize>| {
+        Need::new(backends[part], graph, layers, limits_of(part, limits), options)
+    };
+    Ok([need(0, &cut.first.graph, 0..layer)?, need(1, &cut.second.graph, layer..graph.layers())?])
+}
+
+/// Where a model's layers go.
+#[derive(Debug, Clone)]
+pub(crate) enum Fit {
+    /// All of them fit the GPU.
+    Whole,
+    /// Those from this one on do; and why not all.
+    From(usize, String),
+    /// Not even one does; and why.
+    Nothing(String),
+}
+
+/// A context that is worth keeping layers off the GPU for, where none was asked for.
+const COMMON_CONTEXT: usize = 4096;
+
+/// As many layers as fit a GPU with the context that was asked for, or with [`COMMON_CONTEXT`].
+///
+/// # Errors
+/// A KV type that the model's heads cannot have.
+pub(crate) fn fit(
+    model: &Model,
+    graph: &Graph,
+    cpu: &dyn Backend,
+    gpu: &dyn Backend,
+    options: &EngineOptions,
+) -> Result<Fit, RuntimeError> {
+    let context = options.context.unwrap_or(model.context().min(COMMON_CONTEXT));
+    let blocks = context.div_ceil(gpu.info().kv_block_tokens).max(1);
+    let layers = graph.layers();
+    let whole = Need::new(gpu, graph, 0..layers, limits(options), options)?;
+    if whole.fits(blocks) {
+        return Ok(Fit::Whole);
+    }
+    let cause = whole.said(blocks);
+    // Fewer layers take less memory: the search halves the range of those that may fit.
+    let (mut low, mut high) = (1, layers);
+    while low < high {
+        let middle = low.midpoint(high);
+        let [_, on_gpu] = split_needs(graph, middle, [cpu, gpu], options)?;
+        if on_gpu.fits(blocks) {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    Ok(if low < layers {
+        let on_cpu = layers_said(&(0..low));
+        let s = if low == 1 { "s" } else { "" };
+        Fit::From(low, format!("{on_cpu} of {layers} run{s} on the CPU: {cause}"))
+    } else {
+        Fit::Nothing(format!("no layer fits: {cause}"))
+    })
 }
 
 /// Bytes as people read them.

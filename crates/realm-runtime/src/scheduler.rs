@@ -11,6 +11,7 @@ use crate::{
     attention::BlockTable,
     engine::{Request, SequenceId},
     kv_cache::BlockAllocator,
+    steps::UnderWay,
 };
 
 /// A sequence on its way.
@@ -20,15 +21,20 @@ pub(crate) struct Sequence {
     pub(crate) request: Request,
     /// Prompt and what was generated.
     pub(crate) tokens: Vec<u32>,
-    /// Tokens whose keys and values are in the cache.
+    /// Tokens whose keys and values are in the cache when the steps under way are done.
     pub(crate) cached: usize,
+    /// Tokens that the steps under way choose: they follow `tokens`.
+    pub(crate) choosing: usize,
+    /// The output row of the last step under way that chooses one.
+    pub(crate) output: u32,
     pub(crate) table: BlockTable,
 }
 
 impl Sequence {
     pub(crate) fn new(id: SequenceId, request: Request) -> Self {
         let tokens = request.prompt.clone();
-        Self { id, request, tokens, cached: 0, table: BlockTable::default() }
+        let table = BlockTable::default();
+        Self { id, request, tokens, cached: 0, choosing: 0, output: 0, table }
     }
 
     /// Tokens that it may come to hold in the cache. The last generated one never enters it.
@@ -38,6 +44,14 @@ impl Sequence {
 
     fn role(&self) -> Role {
         if self.cached < self.request.prompt.len() { Role::Prefill } else { Role::Decode }
+    }
+
+    /// Rows that wait to be computed; none where the steps under way choose its last token.
+    fn due(&self) -> usize {
+        if self.generated() + self.choosing >= self.request.max_tokens {
+            return 0;
+        }
+        self.tokens.len() + self.choosing - self.cached
     }
 
     /// Tokens generated so far.
@@ -89,13 +103,29 @@ impl Scheduler {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Takes a sequence out, its blocks free again; `false` where it is not there.
-    pub(crate) fn remove(&mut self, id: SequenceId) -> bool {
+    /// A running sequence.
+    pub(crate) fn find(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        self.running.iter_mut().find(|sequence| sequence.id == id)
+    }
+
+    /// Takes out a sequence that waits; `false` where it does not.
+    pub(crate) fn unqueue(&mut self, id: SequenceId) -> bool {
+        let before = self.waiting.len();
         self.waiting.retain(|sequence| sequence.id != id);
+        self.waiting.len() < before
+    }
+
+    /// Takes out a sequence that runs; `false` where it does not. Its blocks are free again, but where
+    /// the step under way still writes to them, when that is done.
+    pub(crate) fn end(&mut self, id: SequenceId, under_way: Option<&mut UnderWay>) -> bool {
         let Some(at) = self.running.iter().position(|sequence| sequence.id == id) else {
             return false;
         };
-        self.running.remove(at).table.release(&mut self.blocks);
+        let mut table = self.running.remove(at).table;
+        match under_way {
+            Some(step) if step.computes(id) => step.hold(table),
+            _ => table.release(&mut self.blocks),
+        }
         true
     }
 
@@ -120,10 +150,10 @@ impl Scheduler {
         let mut shares = Vec::new();
         for role in [Role::Decode, Role::Prefill] {
             for (at, sequence) in self.running.iter().enumerate() {
-                if left == 0 || sequence.role() != role {
+                let rows = sequence.due().min(left);
+                if rows == 0 || sequence.role() != role {
                     continue;
                 }
-                let rows = (sequence.tokens.len() - sequence.cached).min(left);
                 left -= rows;
                 shares.push(Share { sequence: at, rows, role });
             }
@@ -170,11 +200,35 @@ mod tests {
         scheduler.plan();
         assert_eq!(scheduler.running.len(), 1);
         assert_eq!(scheduler.blocks.free(), 2);
-        assert!(scheduler.remove(SequenceId(0)));
+        assert!(scheduler.end(SequenceId(0), None));
         scheduler.plan();
         assert_eq!(scheduler.running.len(), 2);
-        assert!(scheduler.remove(SequenceId(1)) && scheduler.remove(SequenceId(2)));
+        assert!(scheduler.end(SequenceId(1), None) && scheduler.end(SequenceId(2), None));
+        assert!(!scheduler.end(SequenceId(2), None));
         assert!(scheduler.is_idle());
         assert_eq!(scheduler.blocks.free(), 5);
+    }
+
+    #[test]
+    fn rows_of_tokens_under_way_are_planned_up_to_the_last() {
+        let mut scheduler = Scheduler::new(10, 4, 4, 100);
+        scheduler.submit(Sequence::new(SequenceId(0), request(3, 2)));
+        let share = |rows, role| Share { sequence: 0, rows, role };
+        assert_eq!(scheduler.plan(), [share(3, Role::Prefill)]);
+        (scheduler.running[0].cached, scheduler.running[0].choosing) = (3, 1);
+        assert_eq!(scheduler.plan(), [share(1, Role::Decode)]);
+        // The second token, the last one, is under way.
+        (scheduler.running[0].cached, scheduler.running[0].choosing) = (4, 2);
+        assert_eq!(scheduler.plan(), []);
+    }
+
+    #[test]
+    fn a_waiting_sequence_can_be_taken_out() {
+        let mut scheduler = Scheduler::new(10, 1, 4, 100);
+        scheduler.submit(Sequence::new(SequenceId(0), request(3, 2)));
+        scheduler.submit(Sequence::new(SequenceId(1), request(3, 2)));
+        scheduler.plan();
+        assert!(scheduler.unqueue(SequenceId(1)) && !scheduler.unqueue(SequenceId(1)));
+        assert!(!scheduler.unqueue(SequenceId(0)));
     }
 }

@@ -93,7 +93,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let plan = plan(args)?;
     let options = options(args, &plan)?;
     let model = Model::open(&args.model.model)?;
-    let device = args.engine.device.open()?;
+    let mut device = args.engine.device.open()?;
     let precision = match options.precision {
         Precision::Auto => device.backend().info().auto_precision,
         precision => precision,
@@ -102,9 +102,10 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     // Measured before and after the tests: a shared machine has good and bad minutes.
     let early = ceilings(&device, precision, args.ops);
     let peak = PeakMemory::reset();
-    let engine = load::engine(&model, &device, &options)?;
-    let [on, computes, _, memory] = stats::setting(&engine, &options);
-    [on, computes, memory].iter().for_each(console::say);
+    let engine = load::engine(&model, &mut device, &options)?;
+    // The context is the tests'.
+    let lines = stats::setting(&engine, &options);
+    lines.iter().filter(|line| !line.starts_with("context")).for_each(console::say);
 
     let mut setting = Setting::new(&args.model.model, &engine, args.repetitions);
     let mut bench = Bench::new(engine, model.vocabulary(), args.repetitions, options.times);

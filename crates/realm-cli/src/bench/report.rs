@@ -69,6 +69,8 @@ pub(super) struct Setting {
     kv_type: String,
     repetitions: u32,
     load_seconds: f64,
+    /// How fast weights went to a device's memory, in bytes a second; `None` where none did.
+    upload_rate: Option<f64>,
     pub(super) peak_rss_bytes: Option<u64>,
     pub(super) ceilings: Option<Ceilings>,
 }
@@ -84,6 +86,7 @@ impl Setting {
             kv_type: engine.memory().kv.kv_type.to_string(),
             repetitions,
             load_seconds: engine.load_time().as_secs_f64(),
+            upload_rate: engine.upload().map(|upload| upload.rate()),
             peak_rss_bytes: None,
             ceilings: None,
         }
@@ -92,7 +95,9 @@ impl Setting {
     /// A line about memory and loading.
     pub(super) fn summary(&self) -> String {
         let peak = self.peak_rss_bytes.map_or("unknown".into(), human);
-        format!("loaded in {:.2} s, peak memory {peak}", self.load_seconds)
+        let upload = self.upload_rate.map(|rate| format!(" at {:.2} GB/s", rate / 1e9));
+        let upload = upload.unwrap_or_default();
+        format!("loaded in {:.2} s{upload}, peak memory {peak}", self.load_seconds)
     }
 }
 
@@ -203,6 +208,7 @@ fn object(setting: &Setting, graph: &Graph, result: &Measured) -> Value {
         "path": ceilings.map(|ceilings| ceilings.path.clone()),
         "peak_rss_bytes": setting.peak_rss_bytes,
         "load_seconds": setting.load_seconds,
+        "upload_bytes_per_second": setting.upload_rate,
     });
     if result.node_seconds.iter().any(|&seconds| seconds > 0.0) {
         object["ops"] = ops::json(setting, graph, result);

@@ -37,9 +37,9 @@ fn measure_file(kind: &str, line: &[&str]) -> (Setting, Bench, Vec<measure::Meas
     let args = parse(&[&["-m", path.to_str().unwrap()], line].concat());
     let plan = plan(&args).unwrap();
     let model = Model::open(&path).unwrap();
-    let device = args.engine.device.open().unwrap();
+    let mut device = args.engine.device.open().unwrap();
     let options = options(&args, &plan).unwrap();
-    let engine = load::engine(&model, &device, &options).unwrap();
+    let engine = load::engine(&model, &mut device, &options).unwrap();
     let mut setting = Setting::new(&path, &engine, args.repetitions);
     setting.peak_rss_bytes = PeakMemory::reset().bytes();
     let ceilings = Ceilings::new(1e10, 1e11, "made up".into()).unwrap();

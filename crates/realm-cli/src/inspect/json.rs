@@ -1,6 +1,7 @@
 //! The same as JSON.
 
 use realm_gguf::{GgufFile, TensorInfo, Value};
+use realm_runtime::memory::DevicePlan;
 use serde_json::{Map, Number, json};
 
 use super::Prospect;
@@ -24,24 +25,40 @@ pub(super) fn describe(
         "tensors": file.tensors().iter().map(tensor).collect::<Vec<_>>(),
     });
     match prospect {
-        Ok(Prospect { device, plan, .. }) => {
-            let info = device.backend().info();
+        Ok(Prospect { device, placement }) => {
+            let (info, plan) = (device.backend().info(), placement.memory());
             object["memory"] = json!({
                 "device": info.name,
-                "device_bytes": plan.device_bytes,
+                "device_bytes": plan.devices.last().and_then(|part| part.device_bytes),
                 "sequences": batch,
                 "context": plan.context,
                 "model_context": plan.model_context,
                 "kv_type": plan.kv.kv_type.to_string(),
-                "weight_bytes": plan.weight_bytes,
-                "kv_bytes": plan.kv_bytes,
-                "workspace_bytes": plan.workspace_bytes,
+                "weight_bytes": plan.weight_bytes(),
+                "kv_bytes": plan.kv_bytes(),
+                "workspace_bytes": plan.workspace_bytes(),
                 "total_bytes": plan.total_bytes(),
+                "devices": plan.devices.iter().map(part).collect::<Vec<_>>(),
             });
         }
         Err(error) => object["problem"] = error.to_string().into(),
     }
     object
+}
+
+/// What a part of the model takes on its device.
+fn part(part: &DevicePlan) -> serde_json::Value {
+    json!({
+        "device": part.device,
+        "device_bytes": part.device_bytes,
+        "first_layer": part.layers.start,
+        "layers": part.layers.len(),
+        "precision": part.precision.to_string(),
+        "weight_bytes": part.weight_bytes,
+        "kv_bytes": part.kv_bytes,
+        "workspace_bytes": part.workspace_bytes,
+        "total_bytes": part.total_bytes(),
+    })
 }
 
 fn tensor(tensor: &TensorInfo) -> serde_json::Value {

@@ -11,11 +11,7 @@ use std::{
 use clap::error::ErrorKind;
 use realm_core::{Graph, fuse};
 use realm_gguf::{GgufFile, TensorInfo};
-use realm_runtime::{
-    Model,
-    device::Device,
-    memory::{MemoryPlan, human},
-};
+use realm_runtime::{Model, Placement, device::Device, memory::human};
 
 use crate::{
     args::{self, EngineArgs, ModelArgs},
@@ -52,9 +48,7 @@ pub(crate) struct InspectArgs {
 /// What there is to say about running a file.
 struct Prospect {
     device: Device,
-    /// The fused graph.
-    graph: Graph,
-    plan: MemoryPlan,
+    placement: Placement,
 }
 
 /// Shows a file.
@@ -69,7 +63,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
     let prospect = prospect(&file, args, device);
     if let Some(path) = &args.graph {
         let graph = match &prospect {
-            Ok(prospect) => prospect.graph.to_mermaid(),
+            Ok(prospect) => prospect.placement.graph().to_mermaid(),
             // The graph is there even if its weights do not fit.
             Err(_) => fused(&Model::open(&args.model.model)?).to_mermaid(),
         };
@@ -107,17 +101,17 @@ fn fused(model: &Model) -> Graph {
 }
 
 /// Plans the file for a device.
-fn prospect(file: &GgufFile, args: &InspectArgs, device: Device) -> Result<Prospect> {
+fn prospect(file: &GgufFile, args: &InspectArgs, mut device: Device) -> Result<Prospect> {
     if file.tensors().is_empty() {
         let path = file.path().display();
         return Err(CliError::Input(format!("{path}: no tensors, so nothing to run")));
     }
     let model = Model::open(&args.model.model)?;
-    let graph = fused(&model);
     let mut options = args.engine.options();
     options.sequences = args.batch.into();
-    let plan = MemoryPlan::new(&model, &graph, &**device.backend(), &options)?;
-    Ok(Prospect { device, graph, plan })
+    let placement = device.place(&model, &options)?;
+    placement.notes().iter().for_each(console::note);
+    Ok(Prospect { device, placement })
 }
 
 fn print(out: &mut Output, file: &GgufFile) -> Result<()> {
@@ -200,8 +194,8 @@ fn print_types(out: &mut Output, tensors: &[TensorInfo]) -> Result<()> {
 }
 
 fn print_plan(out: &mut Output, prospect: &Prospect, args: &InspectArgs) -> Result<()> {
-    let Prospect { device, plan, graph } = prospect;
-    let info = device.backend().info();
+    let (plan, graph) = (prospect.placement.memory(), prospect.placement.graph());
+    let devices: Vec<&str> = plan.devices.iter().map(|part| part.device.as_str()).collect();
     let why = match args.engine.ctx {
         Some(_) => "--ctx".to_owned(),
         None if plan.context == plan.model_context => "the model's".into(),
@@ -211,16 +205,23 @@ fn print_plan(out: &mut Output, prospect: &Prospect, args: &InspectArgs) -> Resu
     let s = if sequences == 1 { "" } else { "s" };
     out.line(format_args!(
         "\nmemory on {} for {sequences} sequence{s} of {} tokens ({why})",
-        info.name, plan.context
+        devices.join(" and "),
+        plan.context
     ))?;
     let line = |what: &str, bytes: u64| format!("  {what:26}  {:>9}", human(bytes));
-    out.line(line("weights", plan.weight_bytes))?;
-    out.line(line(&format!("KV cache ({})", plan.kv.kv_type), plan.kv_bytes))?;
-    let step = format!("work ({} tokens a step)", plan.limits.tokens);
-    out.line(line(&step, plan.workspace_bytes))?;
-    out.line(line("together", plan.total_bytes()))?;
-    if let Some(bytes) = plan.device_bytes {
-        out.line(line("the device has", bytes))?;
+    for part in &plan.devices {
+        if plan.devices.len() > 1 {
+            let (first, last) = (part.layers.start, part.layers.end.saturating_sub(1));
+            out.line(format_args!(" layers {first} to {last} on {}", part.device))?;
+        }
+        out.line(line("weights", part.weight_bytes))?;
+        out.line(line(&format!("KV cache ({})", plan.kv.kv_type), part.kv_bytes))?;
+        let step = format!("work ({} tokens a step)", plan.limits.tokens);
+        out.line(line(&step, part.workspace_bytes))?;
+        out.line(line("together", part.total_bytes()))?;
+        if let Some(bytes) = part.device_bytes {
+            out.line(line("the device has", bytes))?;
+        }
     }
     let layers = graph.kv().len();
     out.line(format_args!(

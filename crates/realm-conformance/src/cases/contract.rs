@@ -10,8 +10,9 @@ use realm_core::{
         Backend, BackendError, Bindings, BlockId, CompileOptions, Inputs, KvPool, KvSpec, KvType,
         Limits, Precision, Program, Role, SequenceRows, Step, Token,
     },
+    graph::{GraphBuilder, WeightInfo},
     reference::ReferenceBackend,
-    sampling::Sampling,
+    sampling::{NO_TOKEN, Sampling},
 };
 
 use crate::{cases::model, random::Random};
@@ -53,6 +54,7 @@ impl Setup {
         self.program.enqueue(&Inputs {
             tokens,
             sequences: &[SequenceRows { rows: 0..tokens.len(), cached, role, blocks }],
+            given: &[],
             outputs: &[tokens.len() as u32 - 1],
             sampling: &[Sampling { position: (cached + tokens.len()) as u32, ..how }],
             want_logits: true,
@@ -96,6 +98,86 @@ fn previous_tokens(backend: &dyn Backend) -> Result<(), Failed> {
         ensure(refused, || format!("a token of row {row} that no step sampled was accepted"))?;
     }
     Ok(())
+}
+
+/// Steps that are started before the last one is read give the tokens that steps one by one give, and
+/// steps that are never read do no harm.
+fn steps_ahead(backend: &dyn Backend) -> Result<(), Failed> {
+    const STEPS: usize = 7;
+    let mut setup = Setup::new(backend, KvType::F16).map_err(line)?;
+    let blocks: Vec<BlockId> = (0..6).map(BlockId).collect();
+    let first = |setup: &mut Setup| setup.prefill(&blocks).map_err(line);
+    let mut one_by_one = Vec::new();
+    let mut output = first(&mut setup)?.read().map_err(line)?;
+    for at in 0..STEPS {
+        let token = [Token::Id(output.sampled[0])];
+        one_by_one.push(output);
+        let step = setup.step(&token, PROMPT.len() + at, &blocks, None);
+        output = step.and_then(|step| step.read()).map_err(line)?;
+    }
+    one_by_one.push(output);
+
+    let mut ahead = Vec::new();
+    let mut step = first(&mut setup)?;
+    for at in 0..STEPS {
+        let next = setup.step(&[Token::Previous(0)], PROMPT.len() + at, &blocks, Some(&*step));
+        ahead.push(std::mem::replace(&mut step, next.map_err(line)?).read().map_err(line)?);
+    }
+    ahead.push(step.read().map_err(line)?);
+    ensure(ahead == one_by_one, || "steps started ahead give other results".into())?;
+
+    let mut step = first(&mut setup)?;
+    for at in 0..STEPS {
+        let next = setup.step(&[Token::Previous(0)], PROMPT.len() + at, &blocks, Some(&*step));
+        step = next.map_err(line)?;
+    }
+    let last = step.read().map_err(line)?;
+    ensure(Some(&last) == one_by_one.last(), || "after unread steps results differ".into())
+}
+
+/// Where no logit is a number, the step says so, and one that takes its token over neither fails nor
+/// spoils what comes next.
+fn no_token(backend: &dyn Backend) -> Result<(), Failed> {
+    let mut graph = GraphBuilder::new();
+    let table = WeightInfo { name: "x".into(), rows: 4, cols: 64, dtype: DType::F32 };
+    let weight = graph.weight(table.clone());
+    let embedded = graph.embed(weight);
+    let rows = graph.gather_rows(embedded);
+    let logits = graph.linear(rows, weight, None);
+    graph.sample(logits);
+    let graph = graph.finish(logits).map_err(|error| error.to_string())?;
+    // Token 3 has no numbers; the others like themselves best.
+    let value = |row: usize, col: usize| match row {
+        3 => f32::NAN,
+        row => f32::from(u8::from(row == col)),
+    };
+    let data = (0..4).flat_map(|row| (0..64).flat_map(move |col| value(row, col).to_le_bytes()));
+    let weight = backend.load_weight(&table, data.collect::<Vec<u8>>().into()).map_err(line)?;
+    let (block_tokens, layers) = (backend.info().kv_block_tokens, Vec::new());
+    let spec = KvSpec { layers, kv_type: KvType::F32, blocks: 1, block_tokens };
+    let bindings = Bindings { weights: vec![weight], kv: backend.kv_pool(&spec).map_err(line)? };
+    let limits = Limits { tokens: 1, outputs: 1, sequences: 1 };
+    let options = CompileOptions { limits, precision: Precision::F32, poison: true };
+    let mut program = backend.compile(&graph, &bindings, &options).map_err(line)?;
+    let mut step = |token: Token, previous: Option<&dyn Step>| {
+        let (rows, blocks) = (0..1, [BlockId(0)]);
+        program.enqueue(&Inputs {
+            tokens: &[token],
+            sequences: &[SequenceRows { rows, cached: 0, role: Role::Decode, blocks: &blocks }],
+            given: &[],
+            outputs: &[0],
+            sampling: &[Sampling::GREEDY],
+            want_logits: false,
+            want_times: false,
+            previous,
+        })
+    };
+    let first = step(Token::Id(3), None).map_err(line)?;
+    if let Ok(second) = step(Token::Previous(0), Some(&*first)) {
+        second.read().map_err(line)?;
+    }
+    let sampled = first.read().map_err(line)?.sampled;
+    ensure(sampled == [NO_TOKEN], || format!("sampled {sampled:?} where nothing is a number"))
 }
 
 /// A sequence goes on unchanged on copied blocks, and on blocks that were taken out, lost and put back
@@ -172,6 +254,58 @@ fn foreign_weights(backend: &dyn Backend) -> Result<(), Failed> {
     ensure(refused, || "a weight that is too short was accepted".into())
 }
 
+/// Rows from the host are refused where they are too few, too many, or not taken at all.
+fn given_rows(backend: &dyn Backend) -> Result<(), Failed> {
+    let block_tokens = backend.info().kv_block_tokens;
+    let limits = Limits { tokens: 3, outputs: 3, sequences: 1 };
+    let options = CompileOptions { limits, precision: Precision::F32, poison: true };
+    for takes in [false, true] {
+        let mut graph = GraphBuilder::new();
+        let table = WeightInfo { name: "x".into(), rows: 4, cols: 8, dtype: DType::F32 };
+        let weight = graph.weight(table.clone());
+        let mut value = graph.embed(weight);
+        if takes {
+            let given = graph.given("given", 8);
+            value = graph.add(value, given);
+        }
+        let output = graph.gather_rows(value);
+        let graph = graph.finish(output).map_err(|error| error.to_string())?;
+        let (kv_type, layers) = (KvType::F32, Vec::new());
+        let kv = backend.kv_pool(&KvSpec { layers, kv_type, blocks: 1, block_tokens });
+        let weight = backend.load_weight(&table, vec![0; 4 * 8 * 4].into()).map_err(line)?;
+        let bindings = Bindings { weights: vec![weight], kv: kv.map_err(line)? };
+        let mut program = backend.compile(&graph, &bindings, &options).map_err(line)?;
+        for (numbers, fits) in [(0, !takes), (2 * 8, takes), (2 * 8 - 1, false), (3 * 8, false)] {
+            let blocks = [BlockId(0)];
+            let result = program.enqueue(&Inputs {
+                tokens: &[Token::Id(1); 2],
+                sequences: &[SequenceRows {
+                    rows: 0..2,
+                    cached: 0,
+                    role: Role::Prefill,
+                    blocks: &blocks,
+                }],
+                given: &vec![1.0; numbers],
+                outputs: &[0],
+                sampling: &[],
+                want_logits: true,
+                want_times: false,
+                previous: None,
+            });
+            let as_due = match result {
+                Ok(step) => {
+                    let expected = if takes { 1.0 } else { 0.0 };
+                    fits && step.read().map_err(line)?.logits == [expected; 8]
+                }
+                Err(BackendError::Inputs { .. }) => !fits,
+                Err(error) => return Err(line(error)),
+            };
+            ensure(as_due, || format!("{numbers} numbers given, the graph takes some: {takes}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// The trials for one device.
 pub fn trials(variant: &str, backend: &Arc<dyn Backend>) -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -181,6 +315,15 @@ pub fn trials(variant: &str, backend: &Arc<dyn Backend>) -> Vec<Trial> {
     let device = backend.clone();
     let name = format!("{variant}/contract/foreign-weights");
     trials.push(Trial::test(name, move || foreign_weights(&*device)));
+    let device = backend.clone();
+    let name = format!("{variant}/contract/given-rows");
+    trials.push(Trial::test(name, move || given_rows(&*device)));
+    let device = backend.clone();
+    let name = format!("{variant}/contract/steps-ahead");
+    trials.push(Trial::test(name, move || steps_ahead(&*device)));
+    let device = backend.clone();
+    let name = format!("{variant}/contract/no-token");
+    trials.push(Trial::test(name, move || no_token(&*device)));
     for kv_type in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0] {
         let device = backend.clone();
         let name = format!("{variant}/contract/moved-blocks/{kv_type}");

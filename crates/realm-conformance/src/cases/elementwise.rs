@@ -26,6 +26,7 @@ pub fn cases(random: &mut Random) -> Vec<Case> {
             cases.push(glu(random, cols, activation));
         }
         cases.push(sample(random, cols));
+        cases.push(given(random, cols));
     }
     for (heads, head_dim) in [(1, 7), (3, 16), (2, 80), (5, 128)] {
         cases.push(head_norm(random, heads, head_dim));
@@ -103,6 +104,21 @@ fn rope(random: &mut Random, pairs: RopePairs, [heads, head_dim, rotary_dim]: [u
         vec![Chunk::decode(0), Chunk::prefill(1, 3)],
     ];
     case.finish(name, output).steps(steps)
+}
+
+/// Rows from the host, alone and beside an embedding: both results are summed.
+fn given(random: &mut Random, cols: usize) -> Case {
+    let mut case = CaseBuilder::new(random, 30);
+    let embedded = case.input("x", cols);
+    let given = case.graph.given("given", cols);
+    let scaled = case.graph.scale(given, 0.5);
+    let sum = case.graph.add(embedded, scaled);
+    let output = case.graph.add(given, sum);
+    let steps = vec![
+        vec![Chunk::prefill(0, 7), Chunk::prefill(1, 2)],
+        vec![Chunk::decode(0), Chunk::prefill(1, 3)],
+    ];
+    case.finish(format!("given/cols{cols}"), output).steps(steps)
 }
 
 fn sample(random: &mut Random, cols: usize) -> Case {

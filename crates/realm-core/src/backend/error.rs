@@ -52,6 +52,16 @@ pub enum BackendError {
         /// What does not fit.
         problem: String,
     },
+    /// A call into a device's driver failed, or a kernel went wrong.
+    #[error("{device} failed: {call}: {cause}; start again, with another --device if it stays so")]
+    Failed {
+        /// As in [`DeviceInfo::name`](super::DeviceInfo::name).
+        device: String,
+        /// What was called.
+        call: String,
+        /// The driver's words.
+        cause: String,
+    },
     /// Weights, caches or steps of another backend, or of another graph.
     #[error("{what} does not belong to {device}")]
     Foreign {

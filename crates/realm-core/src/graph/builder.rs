@@ -77,6 +77,13 @@ impl GraphBuilder {
         output
     }
 
+    /// The rows that the host hands over: `[tokens, cols]`.
+    pub fn given(&mut self, name: impl Into<String>, cols: usize) -> Value {
+        let output = self.value(name.into(), Rows::Tokens, cols, Element::F32);
+        self.push(Given { output });
+        output
+    }
+
     /// `input · weightᵀ + bias`.
     pub fn linear(&mut self, input: Value, weight: Weight, bias: Option<Weight>) -> Value {
         let (rows, cols) = (self.values[input.index()].rows, self.weights[weight.index()].rows);

@@ -11,6 +11,14 @@ pub struct Embed {
     pub output: Value,
 }
 
+/// The rows that the host hands over with the step, [`crate::backend::Inputs::given`]: where a graph
+/// goes on from what another one computed. A graph has at most one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Given {
+    /// `[tokens, cols]`.
+    pub output: Value,
+}
+
 /// One matrix of a [`Linear`]: `output = input · weightᵀ + bias`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Projection {
@@ -278,6 +286,7 @@ macro_rules! op_enum {
 
 op_enum!(
     Embed,
+    Given,
     Linear,
     Glu,
     GatedLinear,
@@ -297,7 +306,7 @@ impl Op {
     /// The values it reads.
     pub fn inputs(&self) -> Vec<Value> {
         match self {
-            Op::Embed(_) => vec![],
+            Op::Embed(_) | Op::Given(_) => vec![],
             Op::Linear(op) => vec![op.input],
             Op::Glu(op) => vec![op.gate, op.up],
             Op::GatedLinear(op) => vec![op.input],
@@ -320,6 +329,7 @@ impl Op {
     pub fn outputs(&self) -> Vec<Value> {
         match self {
             Op::Embed(op) => vec![op.output],
+            Op::Given(op) => vec![op.output],
             Op::Linear(op) => op.projections.iter().map(|p| p.output).collect(),
             Op::Glu(op) => vec![op.output],
             Op::GatedLinear(op) => vec![op.output],
@@ -353,6 +363,31 @@ impl Op {
             Op::LayerNorm(op) => [Some(op.weight), op.bias].into_iter().flatten().collect(),
             Op::Attention(op) => op.spec.sinks.into_iter().collect(),
             _ => vec![],
+        }
+    }
+
+    /// Replaces the positions of its weights.
+    pub(crate) fn map_weights(&mut self, at: impl Fn(usize) -> usize) {
+        let map = |weight: &mut Weight| weight.0 = at(weight.index()) as u32;
+        match self {
+            Op::Embed(op) => map(&mut op.table),
+            Op::Linear(op) => {
+                for projection in &mut op.projections {
+                    map(&mut projection.weight);
+                    projection.bias.iter_mut().for_each(map);
+                }
+            }
+            Op::GatedLinear(op) => {
+                [&mut op.gate, &mut op.up].into_iter().for_each(map);
+                [&mut op.gate_bias, &mut op.up_bias].into_iter().flatten().for_each(map);
+            }
+            Op::RmsNorm(op) => map(&mut op.weight),
+            Op::LayerNorm(op) => {
+                map(&mut op.weight);
+                op.bias.iter_mut().for_each(map);
+            }
+            Op::Attention(op) => op.spec.sinks.iter_mut().for_each(map),
+            _ => {}
         }
     }
 }

@@ -126,6 +126,12 @@ impl Graph {
                     format!("{} has {} columns, {} are needed", table.name, table.cols, output.cols)
                 })
             }
+            Op::Given(op) => {
+                let output = self.value(op.output);
+                let fits = output.rows == Rows::Tokens && output.element == Element::F32;
+                ensure(fits, || format!("{} is no [tokens, n] of numbers", output.name))?;
+                ensure(self.given() == Some(op.output), || "a graph has at most one".into())
+            }
             Op::Linear(op) => {
                 ensure(!op.projections.is_empty(), || "no weights".into())?;
                 op.projections.iter().try_for_each(|projection| {

@@ -32,6 +32,7 @@ impl ReferenceBackend {
                 threads: Some(1),
                 kv_block_tokens,
                 auto_precision: Precision::F32,
+                asynchronous: false,
             },
         }
     }
@@ -124,6 +125,10 @@ impl Backend for ReferenceBackend {
         &self.info
     }
 
+    fn weight_bytes(&self, info: &WeightInfo) -> usize {
+        info.bytes().unwrap_or(0)
+    }
+
     fn load_weight(
         &self,
         info: &WeightInfo,
@@ -193,6 +198,7 @@ impl Program for ReferenceProgram {
 
     fn enqueue(&mut self, inputs: &Inputs<'_>) -> Result<Box<dyn Step>, BackendError> {
         inputs.check(&self.info.limits, &self.kv.spec)?;
+        inputs.check_given(&self.graph)?;
         let previous =
             inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<ReferenceStep>());
         let ids = inputs.token_ids(previous.map_or(&[], |step| &step.0.sampled))?;

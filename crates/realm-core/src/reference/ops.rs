@@ -63,6 +63,9 @@ impl ReferenceProgram {
                 }
                 values[op.output.index()] = rows;
             }
+            Op::Given(op) => {
+                values[op.output.index()] = inputs.given.iter().map(|&x| f64::from(x)).collect();
+            }
             Op::Linear(op) => {
                 for p in &op.projections {
                     values[p.output.index()] = self.product(op.input, p.weight, p.bias, values);

@@ -1,4 +1,7 @@
-//! A small Llama file with random weights, in memory.
+//! A small Llama file with random weights, in memory, and a device that pretends.
+#![allow(dead_code, reason = "each test program uses a part")]
+
+pub(crate) mod pretend;
 
 use std::io::Write;
 
@@ -18,9 +21,9 @@ const HEAD_DIM: usize = 16;
 const LAYERS: usize = 2;
 
 /// Name and shape `[cols, rows]` of all tensors; vectors have one dimension.
-fn tensors() -> Vec<(String, Vec<usize>)> {
+fn tensors(layers: usize) -> Vec<(String, Vec<usize>)> {
     let mut list = vec![("token_embd.weight".into(), vec![HIDDEN, VOCABULARY])];
-    for layer in 0..LAYERS {
+    for layer in 0..layers {
         let mut add = |name: &str, shape: &[usize]| {
             list.push((format!("blk.{layer}.{name}"), shape.to_vec()));
         };
@@ -40,11 +43,11 @@ fn tensors() -> Vec<(String, Vec<usize>)> {
 }
 
 /// The file's writer, before tensors are added.
-pub(crate) fn writer() -> GgufWriter {
+fn writer(layers: usize) -> GgufWriter {
     let mut writer = GgufWriter::new();
     writer.set("general.architecture", "llama").unwrap();
     for (key, value) in [
-        ("block_count", LAYERS),
+        ("block_count", layers),
         ("context_length", CONTEXT),
         ("embedding_length", HIDDEN),
         ("feed_forward_length", FEED_FORWARD),
@@ -63,8 +66,17 @@ pub(crate) fn model(seed: u64, dtype: DType) -> Model {
 
 /// The same, with embeddings of a given deviation.
 pub(crate) fn model_with(seed: u64, dtype: DType, embedding: f32) -> Model {
-    let mut writer = writer();
-    for (name, shape) in tensors() {
+    build(seed, dtype, embedding, LAYERS)
+}
+
+/// The same with a number of layers.
+pub(crate) fn model_of(seed: u64, dtype: DType, layers: usize) -> Model {
+    build(seed, dtype, 1.0, layers)
+}
+
+fn build(seed: u64, dtype: DType, embedding: f32, layers: usize) -> Model {
+    let mut writer = writer(layers);
+    for (name, shape) in tensors(layers) {
         let dtype = if shape.len() == 1 { DType::F32 } else { dtype };
         writer.tensor(&name, &shape, dtype).unwrap();
     }

@@ -1,9 +1,13 @@
-//! The list against made-up drivers: each case changes one function of a good one.
+//! The list against made-up drivers: each case changes one function of a good one. `device` does
+//! the same with a device that is opened.
 #![expect(unsafe_code, reason = "stands in for the driver's C API")]
 
 use std::ffi::{c_char, c_int, c_uint};
 
 use super::*;
+
+mod device;
+mod fake;
 
 extern "system" fn init(_: c_uint) -> c_int {
     0
@@ -73,11 +77,17 @@ unsafe extern "system" fn total_mem_but_of_0(to: *mut usize, device: c_int) -> c
     // SAFETY: as the API's reference asks of the caller.
     unsafe { total_mem(to, device) }
 }
-unsafe extern "system" fn attribute(to: *mut c_int, attribute: c_int, _: c_int) -> c_int {
+/// Of a device of compute capability `MAJOR`.`MINOR`.
+unsafe extern "system" fn attribute<const MAJOR: c_int, const MINOR: c_int>(
+    to: *mut c_int,
+    attribute: c_int,
+    _: c_int,
+) -> c_int {
     let value = match attribute {
-        75 => 9,
-        76 => 0,
+        75 => MAJOR,
+        76 => MINOR,
         16 => 132,
+        97 => 232_448,
         _ => return 1,
     };
     // SAFETY: as the API's reference asks of the caller.
@@ -85,6 +95,8 @@ unsafe extern "system" fn attribute(to: *mut c_int, attribute: c_int, _: c_int) 
 }
 unsafe extern "system" fn error_name(code: c_int, to: *mut *const c_char) -> c_int {
     let text = match code {
+        2 => c"CUDA_ERROR_OUT_OF_MEMORY",
+        719 => c"CUDA_ERROR_LAUNCH_FAILED",
         214 => c"CUDA_ERROR_ECC_UNCORRECTABLE",
         803 => c"CUDA_ERROR_SYSTEM_DRIVER_MISMATCH",
         _ => return 1,
@@ -93,11 +105,13 @@ unsafe extern "system" fn error_name(code: c_int, to: *mut *const c_char) -> c_i
     unsafe { put(to, text.as_ptr()) }
 }
 unsafe extern "system" fn error_string(code: c_int, to: *mut *const c_char) -> c_int {
-    if code != 803 {
-        return 1;
-    }
+    let text = match code {
+        719 => c"unspecified launch failure",
+        803 => c"kernel module and library differ",
+        _ => return 1,
+    };
     // SAFETY: as the API's reference asks of the caller.
-    unsafe { put(to, c"kernel module and library differ".as_ptr()) }
+    unsafe { put(to, text.as_ptr()) }
 }
 
 fn good() -> Driver {
@@ -108,10 +122,19 @@ fn good() -> Driver {
         device_get: get,
         device_get_name: name,
         device_total_mem: total_mem,
-        device_get_attribute: attribute,
+        device_get_attribute: attribute::<9, 0>,
         get_error_name: error_name,
         get_error_string: error_string,
     }
+}
+
+/// As they are made where nothing narrows the build.
+fn images() -> Images {
+    Images::fake(&["80", "90a", "ptx"], b"image 1.image 2.")
+}
+
+fn list(driver: &Driver, visible: Option<String>) -> Result<Vec<GpuDevice>, Reason> {
+    super::list(driver, &images(), visible)
 }
 
 fn reason(driver: Driver) -> String {
@@ -127,9 +150,9 @@ fn lists_every_device() {
     assert_eq!(
         devices[1].to_string(),
         "cuda:1: NVIDIA H100 80GB HBM3, 79.2 GiB, compute capability 9.0, 132 multiprocessors, \
-         driver with CUDA 13.1 (not usable: found, but this version has no CUDA kernels yet)"
+         driver with CUDA 13.1"
     );
-    assert!(!devices[1].software);
+    assert!(!devices[1].software && devices[1].usable.is_ok());
 }
 
 #[test]
@@ -141,7 +164,7 @@ fn a_failing_device_does_not_hide_the_others() {
         "cuda:0: does not answer (not usable: cuDeviceTotalMem failed: \
          CUDA_ERROR_ECC_UNCORRECTABLE (214))"
     );
-    assert_eq!(devices[1].usable, Err(Reason::NoKernels { backend: "CUDA" }));
+    assert_eq!(devices[1].usable, Ok(()));
 }
 
 #[test]
@@ -188,4 +211,23 @@ fn errors_carry_the_drivers_words() {
 fn a_name_without_end_is_cut() {
     let devices = list(&Driver { device_get_name: endless_name, ..good() }, None).unwrap();
     assert!(devices[0].description.starts_with("xxx"), "{}", devices[0]);
+}
+
+#[test]
+fn devices_that_the_kernels_do_not_run_on_say_so() {
+    let driver = Driver { device_get_attribute: attribute::<7, 5>, ..good() };
+    let reason = list(&driver, None).unwrap()[0].usable.clone().unwrap_err();
+    let expected =
+        "below sm_80: the device's compute capability is 7.5, the kernels need 8.0 or newer";
+    assert_eq!(reason.to_string(), expected);
+
+    let driver = Driver { device_get_attribute: attribute::<8, 0>, ..good() };
+    assert_eq!(list(&driver, None).unwrap()[0].usable, Ok(()));
+    let narrow = Images::fake(&["90a"], b"");
+    let reason = super::list(&driver, &narrow, None).unwrap()[0].usable.clone().unwrap_err();
+    assert_eq!(
+        reason.to_string(),
+        "the program was built with REALM_CUDA_ARCHS=90a, which leaves out the device's compute \
+         capability 8.0; build without REALM_CUDA_ARCHS"
+    );
 }

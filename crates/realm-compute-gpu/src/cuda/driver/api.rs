@@ -1,4 +1,4 @@
-//! The few functions of the CUDA driver that a look for devices needs.
+//! The few functions of the CUDA driver that a look for devices needs, and how functions are found.
 //!
 //! They are looked up in cudarc's handle of the driver library rather than called through its
 //! bindings, which panic where a library lacks a function and hold results in a Rust enum, whereas
@@ -23,18 +23,22 @@ const LIBRARY: &str = if cfg!(windows) {
     "libcuda.so.1"
 };
 
-const SUCCESS: c_int = sys::CUresult::CUDA_SUCCESS as c_int;
+pub(super) const SUCCESS: c_int = sys::CUresult::CUDA_SUCCESS as c_int;
 const STUB_LIBRARY: c_int = sys::CUresult::CUDA_ERROR_STUB_LIBRARY as c_int;
 const NO_DEVICE: c_int = sys::CUresult::CUDA_ERROR_NO_DEVICE as c_int;
 
 /// What a device is.
 pub(super) struct Properties {
+    /// The driver's handle.
+    pub(super) device: sys::CUdevice,
     pub(super) name: String,
     /// Bytes, free or not.
     pub(super) memory: u64,
     /// (major, minor).
     pub(super) compute_capability: (u32, u32),
     pub(super) multiprocessors: u32,
+    /// Bytes of shared memory that a block may ask for.
+    pub(super) shared_memory: u32,
 }
 
 /// Why [`Driver::init`] failed.
@@ -46,6 +50,17 @@ pub(super) enum InitError {
 }
 
 type GetText = unsafe extern "system" fn(c_int, *mut *const c_char) -> c_int;
+
+/// A function of the driver.
+///
+/// # Safety
+/// The library was found to load, and `T` is the type of a pointer to that function.
+pub(super) unsafe fn symbol<T: Copy>(name: &'static str) -> Result<T, Reason> {
+    // SAFETY: as the caller vouches. cudarc keeps this handle for the rest of the program, so the
+    // function outlives every caller.
+    let symbol = unsafe { sys::culib().get(name.as_bytes()) };
+    symbol.map(|it| *it).map_err(|_| Reason::DriverLacks { library: LIBRARY, symbol: name })
+}
 
 /// Functions of the driver, under the names of the C API without their prefix `cu`. Whoever makes
 /// one vouches that each does what the API's reference says of it.
@@ -72,13 +87,11 @@ impl Driver {
             return Err(Reason::NoDriver { library: LIBRARY });
         }
         macro_rules! symbol {
-            ($name:literal) => {{
-                // SAFETY: the library was just found to load, and cudarc keeps this handle for the
-                // rest of the program, so the function outlives every caller; the field's type is
-                // the function's signature in the API's reference.
-                let symbol = unsafe { sys::culib().get($name.as_bytes()) };
-                *symbol.map_err(|_| Reason::DriverLacks { library: LIBRARY, symbol: $name })?
-            }};
+            ($name:literal) => {
+                // SAFETY: the library was just found to load; the field's type is the function's
+                // signature in the API's reference.
+                unsafe { symbol($name) }?
+            };
         }
         Ok(Self {
             init: symbol!("cuInit"),
@@ -136,6 +149,7 @@ impl Driver {
 
         use sys::CUdevice_attribute as Attribute;
         Ok(Properties {
+            device,
             name: self.name(device)?,
             memory: memory as u64,
             compute_capability: (
@@ -144,6 +158,10 @@ impl Driver {
             ),
             multiprocessors: self
                 .attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+            shared_memory: self.attribute(
+                device,
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
         })
     }
 
@@ -171,22 +189,24 @@ impl Driver {
     }
 
     /// The result of `call` as an error with the driver's own words.
-    fn check(&self, call: &'static str, code: c_int) -> Result<(), Reason> {
+    pub(super) fn check(&self, call: &'static str, code: c_int) -> Result<(), Reason> {
         match code {
             SUCCESS => Ok(()),
             STUB_LIBRARY => Err(Reason::StubDriver { library: LIBRARY }),
-            _ => {
-                let name = text(self.get_error_name, code);
-                let mut cause = match name {
-                    Some(name) => format!("{name} ({code})"),
-                    None => format!("error {code}"),
-                };
-                if let Some(more) = text(self.get_error_string, code) {
-                    cause = format!("{cause}, {more}");
-                }
-                Err(Reason::Failed { call, cause })
-            }
+            _ => Err(Reason::Failed { call, cause: self.words(code) }),
         }
+    }
+
+    /// The driver's name for an error, its number, and what the driver says of it.
+    pub(super) fn words(&self, code: c_int) -> String {
+        let mut words = match text(self.get_error_name, code) {
+            Some(name) => format!("{name} ({code})"),
+            None => format!("error {code}"),
+        };
+        if let Some(more) = text(self.get_error_string, code) {
+            words = format!("{words}, {more}");
+        }
+        words
     }
 }
 

@@ -1,0 +1,386 @@
+// The formats as their planes hold them (src/cuda/planes): one struct a format, which says how a tile of
+// 16 weight rows lies in memory and decodes its scales; and what they share, the decoding of packed
+// integers to fragments of a tensor core's matrix.
+//
+// Tile: chunks of 64 k, then the headers of the 16 rows. With g = lane / 4, c = lane % 4, a lane's 32
+// weights of a chunk are eight forms: form 2 s + r has row g + 8 r, k = 16 s + 2 c + {0, 8, 1, 9}, a
+// byte each. A form's bytes 0 and 2 are one register of step s's fragment, bytes 1 and 3 another.
+#pragma once
+#include "intrinsics.cuh"
+
+DEVICE u32 rotate_right(u32 word, u32 bits) {
+    return (word >> bits) | (word << ((32 - bits) & 31));
+}
+DEVICE u32 word_at(const u8* at) { return *reinterpret_cast<const u32*>(at); }
+DEVICE u32x4 words_at(const u8* at) { return *reinterpret_cast<const u32x4*>(at); }
+DEVICE float half_at(const u8* at) { return f16_value(*reinterpret_cast<const u16*>(at)); }
+DEVICE float byte_value(u32 word, u32 i) { return float((word >> (8 * i)) & 0xff); }
+DEVICE float signed_byte_value(u32 word, u32 i) { return float(i8(word >> (8 * i))); }
+
+// Both halves of a word.
+DEVICE constexpr u32 twice(u32 half) { return half | half << 16; }
+// The four bytes of a word.
+DEVICE constexpr u32 four_times(u32 byte) { return twice(byte | byte << 8); }
+
+// What a product is computed in: how integers become fragments exactly. A field of `BITS` bits that ends
+// at bit 6 of its byte is the top of a mantissa: with an exponent set, it reads BIAS + field.
+struct InBf16 {
+    template <u32 BITS>
+    static constexpr u32 BIAS = BITS == 8 ? 0 : 1u << BITS;
+
+    // Bits of an integer of at most 8 significant bits.
+    static DEVICE constexpr u32 integer(u32 value) {
+        u32 exponent = 0;
+        while (value >> (exponent + 1)) exponent++;
+        return value == 0 ? 0 : (127 + exponent) << 7 | ((value << 7 >> exponent) & 0x7f);
+    }
+
+    // Bytes 0 and 2, and bytes 1 and 3, of a form. Bytes of 8 bits are 128 above the weight: the lower
+    // seven give 128 to 255, of which the upper one says whether to subtract 128 or 256.
+    template <u32 BITS>
+    static DEVICE void expand(u32 form, u32& even, u32& odd) {
+        if constexpr (BITS == 8) {
+            const u32 next = form >> 8;
+            even = sub_bf16x2((form & twice(0x7f)) | twice(0x4300), (form & twice(0x80)) ^ twice(0x4380));
+            odd = sub_bf16x2((next & twice(0x7f)) | twice(0x4300), (next & twice(0x80)) ^ twice(0x4380));
+        } else {
+            constexpr u32 MASK = twice(((1u << BITS) - 1) << (7 - BITS));
+            constexpr u32 ONE = twice(integer(1u << BITS));
+            even = (form & MASK) | ONE;
+            odd = (form >> 8 & MASK) | ONE;
+        }
+    }
+
+    static DEVICE u32 pack(float low, float high) { return pack_bf16(low, high); }
+    static DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
+};
+
+struct InF16 {
+    template <u32 BITS>
+    static constexpr u32 BIAS = BITS == 8 ? 1024 : 8u << BITS;
+
+    // Bits of an integer of at most 11 significant bits.
+    static DEVICE constexpr u32 integer(u32 value) {
+        u32 exponent = 0;
+        while (value >> (exponent + 1)) exponent++;
+        return value == 0 ? 0 : (15 + exponent) << 10 | ((value << 10 >> exponent) & 0x3ff);
+    }
+
+    template <u32 BITS>
+    static DEVICE void expand(u32 form, u32& even, u32& odd) {
+        if constexpr (BITS == 8) {
+            even = byte_perm(form, four_times(0x64), 0x4240);
+            odd = byte_perm(form, four_times(0x64), 0x4341);
+        } else {
+            constexpr u32 MASK = twice(((1u << BITS) - 1) << (7 - BITS));
+            constexpr u32 ONE = twice(integer(8u << BITS));
+            even = (form & MASK) | ONE;
+            odd = (form >> 8 & MASK) | ONE;
+        }
+    }
+
+    static DEVICE u32 pack(float low, float high) { return pack_f16(low, high); }
+    static DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_f16(d, a, b0, b1); }
+};
+
+// A lane's weights of a chunk as they are packed: LOW lower bits, 16 bytes a lane and half chunk or less,
+// then a plane of HIGH more. Fields lie so that a rotation brings a form's to bit PLACE of each byte.
+template <u32 LOW, u32 HIGH, u32 PLACE>
+struct Packed {
+    static constexpr u32 CHUNK_BYTES = 128 * (LOW + HIGH);
+    u32 low[LOW];
+    u32 high[HIGH ? HIGH : 1];
+
+    DEVICE Packed(const u8* chunk, u32 lane) {
+        if constexpr (LOW == 2) {
+            const u32x2 v = *reinterpret_cast<const u32x2*>(chunk + 8 * lane);
+            low[0] = v.x, low[1] = v.y;
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < LOW; i += 4) {
+                const u32x4 v = words_at(chunk + 128 * i + 16 * lane);
+                low[i] = v.x, low[i + 1] = v.y, low[i + 2] = v.z, low[i + 3] = v.w;
+            }
+        }
+        const u8* plane = chunk + 128 * LOW + 4 * HIGH * lane;
+        if constexpr (HIGH == 2) {
+            const u32x2 v = *reinterpret_cast<const u32x2*>(plane);
+            high[0] = v.x, high[1] = v.y;
+        } else if constexpr (HIGH == 1) {
+            high[0] = word_at(plane);
+        }
+    }
+
+    // Bits of the form outside its fields are anything.
+    DEVICE u32 form(u32 f) const {
+        const u32 lower = rotate_right(low[f * LOW / 8], LOW * (f % (8 / LOW)));
+        if constexpr (HIGH == 0) {
+            return lower;
+        } else {
+            constexpr u32 MASK = four_times(((1u << LOW) - 1) << PLACE);
+            return (lower & MASK) | (rotate_right(high[f * HIGH / 8], HIGH * (f % (8 / HIGH))) & ~MASK);
+        }
+    }
+};
+
+// What a quantized format starts from. weight = scale · (field − ZERO) − minimum, scale and minimum for
+// GROUP k. A header has two parts, each an array of the 16 rows'.
+template <u32 TILE, u32 GROUP_K, u32 LOW, u32 HIGH, u32 HEADER, u32 MORE_HEADER = 0>
+struct Quantized {
+    static constexpr bool FLOAT = false;
+    static constexpr u32 TILE_K = TILE;
+    static constexpr u32 GROUP = GROUP_K;
+    static constexpr u32 HEADERS = TILE / 64 * 128 * (LOW + HIGH);
+    static constexpr u32 MORE_HEADERS = HEADERS + 16 * HEADER;
+    static constexpr u32 TILE_BYTES = MORE_HEADERS + 16 * MORE_HEADER;
+    // Tiles side by side that a warp fetches together: 2 to 4 KB.
+    static constexpr u32 STAGE_TILES = TILE == 256 ? 1 : LOW == 8 ? 2 : 4;
+    // Groups of a row that one call of `scales` decodes: those of the first or the second half tile.
+    static constexpr u32 PART = TILE / GROUP / 2;
+
+    // Significant bits of a form's bytes; 8 stand 128 above a signed integer.
+    static constexpr u32 BITS = LOW + HIGH;
+    using Chunk = Packed<LOW, HIGH, 7 - BITS + (BITS == 8)>;
+    static DEVICE void forms(const Chunk& chunk, u32 step, u32 (&form)[2]) {
+        form[0] = chunk.form(2 * step);
+        form[1] = chunk.form(2 * step + 1);
+    }
+};
+
+namespace formats {
+
+struct q4_0 : Quantized<64, 32, 4, 0, 4> {
+    static constexpr bool HAS_MIN = false;
+    static constexpr u32 ZERO = 8;
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&)[1]) {
+        scale[0] = half_at(tile + HEADERS + 4 * row + 2 * part);
+    }
+};
+
+struct q5_0 : Quantized<64, 32, 4, 1, 4> {
+    static constexpr bool HAS_MIN = false;
+    static constexpr u32 ZERO = 16;
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&)[1]) {
+        scale[0] = half_at(tile + HEADERS + 4 * row + 2 * part);
+    }
+};
+
+struct q8_0 : Quantized<64, 32, 8, 0, 4> {
+    static constexpr bool HAS_MIN = false;
+    static constexpr u32 ZERO = 128;
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&)[1]) {
+        scale[0] = half_at(tile + HEADERS + 4 * row + 2 * part);
+    }
+};
+
+// A scale and what is added, for each of two blocks.
+template <u32 HIGH>
+struct ScaleAndOffset : Quantized<64, 32, 4, HIGH, 8> {
+    static constexpr bool HAS_MIN = true;
+    static constexpr u32 ZERO = 0;
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&min)[1]) {
+        const u32 both = word_at(tile + ScaleAndOffset::HEADERS + 8 * row + 4 * part);
+        scale[0] = f16_value(u16(both));
+        min[0] = -f16_value(u16(both >> 16));
+    }
+};
+struct q4_1 : ScaleAndOffset<0> {};
+struct q5_1 : ScaleAndOffset<1> {};
+
+// d, dmin and 12 bytes of 6-bit scales and minima (realm_core::formats::unpack_scales_mins).
+template <u32 HIGH>
+struct SixBitScales : Quantized<256, 32, 4, HIGH, 16> {
+    static constexpr bool HAS_MIN = true;
+    static constexpr u32 ZERO = 0;
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[4], float (&min)[4]) {
+        const u32x4 h = words_at(tile + SixBitScales::HEADERS + 16 * row);
+        const float d = f16_value(u16(h.x)), dmin = f16_value(u16(h.x >> 16));
+        const u32 scales = part ? (h.w & four_times(15)) | (h.y >> 2 & four_times(48)) : h.y & four_times(63);
+        const u32 mins = part ? (h.w >> 4 & four_times(15)) | (h.z >> 2 & four_times(48)) : h.z & four_times(63);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            scale[i] = d * byte_value(scales, i);
+            min[i] = dmin * byte_value(mins, i);
+        }
+    }
+};
+struct q4_k : SixBitScales<0> {};
+struct q5_k : SixBitScales<1> {};
+
+// A scale's and a minimum's 4 bits a byte; then d and dmin.
+struct q2_k : Quantized<256, 16, 2, 0, 16, 4> {
+    static constexpr bool HAS_MIN = true;
+    static constexpr u32 ZERO = 0;
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[8], float (&min)[8]) {
+        const u32 both = word_at(tile + MORE_HEADERS + 4 * row);
+        const float d = f16_value(u16(both)), dmin = f16_value(u16(both >> 16));
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            const u32 bytes = word_at(tile + HEADERS + 16 * row + 8 * part + i / 4 * 4);
+            scale[i] = d * byte_value(bytes & four_times(15), i % 4);
+            min[i] = dmin * byte_value(bytes >> 4 & four_times(15), i % 4);
+        }
+    }
+};
+
+// 12 bytes of 6-bit scales (realm_core::formats::Q3K::unpack_scales); then d.
+struct q3_k : Quantized<256, 16, 2, 1, 12, 2> {
+    static constexpr bool HAS_MIN = false;
+    static constexpr u32 ZERO = 4;
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[8], float (&)[8]) {
+        const u8* header = tile + HEADERS + 12 * row;
+        const float d = half_at(tile + MORE_HEADERS + 2 * row);
+        const u32 upper = word_at(header + 8) >> (4 * part);
+#pragma unroll
+        for (u32 word = 0; word < 2; word++) {
+            const u32 lower = word_at(header + 4 * word) >> (4 * part) & four_times(15);
+            const u32 bytes = lower | (upper >> (2 * word) & four_times(3)) << 4;
+#pragma unroll
+            for (u32 i = 0; i < 4; i++) scale[4 * word + i] = d * (byte_value(bytes, i) - 32.0f);
+        }
+    }
+};
+
+// 16 signed scales; then d.
+struct q6_k : Quantized<256, 16, 4, 2, 16, 2> {
+    static constexpr bool HAS_MIN = false;
+    static constexpr u32 ZERO = 32;
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[8], float (&)[8]) {
+        const float d = half_at(tile + MORE_HEADERS + 2 * row);
+#pragma unroll
+        for (u32 i = 0; i < 8; i++) {
+            const u32 bytes = word_at(tile + HEADERS + 16 * row + 8 * part + i / 4 * 4);
+            scale[i] = d * signed_byte_value(bytes, i % 4);
+        }
+    }
+};
+
+// One f32 scale a row, told for each chunk.
+struct q8_k : Quantized<256, 64, 8, 0, 4> {
+    static constexpr bool HAS_MIN = false;
+    static constexpr u32 ZERO = 128;
+    static DEVICE void scales(const u8* tile, u32 row, u32, float (&scale)[2], float (&)[2]) {
+        scale[0] = scale[1] = bits_float(word_at(tile + HEADERS + 4 * row));
+    }
+};
+
+// 4-bit indices of sixteen levels.
+template <u32 TILE, u32 HEADER>
+struct FourBitLevels : Quantized<TILE, 32, 4, 0, HEADER> {
+    static constexpr bool HAS_MIN = false;
+    static constexpr u32 ZERO = 128;
+    static constexpr u32 BITS = 8;
+    // Indices fill their word: nibble 2 b + r is byte b of form r.
+    using Chunk = Packed<4, 0, 0>;
+
+    // Bytes of realm_core::formats::IQ4_LEVELS, 128 above them, at four indices.
+    static DEVICE u32 levels(u32 indices) {
+        const u32 negative = byte_perm(0x3f2d1801, 0x766a5d4f, indices & 0x7777);
+        const u32 positive = byte_perm(0xa6998d81, 0xf1d9c5b5, indices & 0x7777);
+        return byte_perm(negative, positive, (indices >> 1 & 0x4444) | 0x3210);
+    }
+    static DEVICE void forms(const Chunk& chunk, u32 step, u32 (&form)[2]) {
+        const u32 low = levels(chunk.low[step]), high = levels(chunk.low[step] >> 16);
+        form[0] = byte_perm(low, high, 0x6420);
+        form[1] = byte_perm(low, high, 0x7531);
+    }
+};
+
+struct iq4_nl : FourBitLevels<64, 4> {
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&)[1]) {
+        scale[0] = half_at(tile + HEADERS + 4 * row + 2 * part);
+    }
+};
+
+// d, the upper two bits of the 6-bit scales, the lower four.
+struct iq4_xs : FourBitLevels<256, 8> {
+    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[4], float (&)[4]) {
+        const u8* header = tile + HEADERS + 8 * row;
+        const u32 first = word_at(header), lower = word_at(header + 4) >> (16 * part);
+        const u32 upper = first >> (16 + 8 * part);
+        const float d = f16_value(u16(first));
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            const u32 six = (lower >> (4 * i) & 15) | (upper >> (2 * i) & 3) << 4;
+            scale[i] = d * float(i32(six) - 32);
+        }
+    }
+};
+
+// Weights that are numbers already: fragments as they stand, a step's 16 x 16 weights after another.
+template <u32 SIZE>
+struct Floats {
+    static constexpr bool FLOAT = true;
+    static constexpr u32 TILE_K = 64;
+    static constexpr u32 TILE_BYTES = 1024 * SIZE;
+    static constexpr u32 STAGE_TILES = 1;
+    struct Chunk {
+        const u8* chunk;
+        u32 lane;
+        DEVICE Chunk(const u8* at, u32 l) : chunk(at), lane(l) {}
+        static constexpr u32 CHUNK_BYTES = TILE_BYTES;
+    };
+};
+
+struct f16 : Floats<2> {
+    // A step's fragment: value 2 i + j is half j of register i.
+    static DEVICE void values(const Chunk& from, u32 step, float (&value)[8]) {
+        const u32x4 v = words_at(from.chunk + 512 * step + 16 * from.lane);
+        const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            value[2 * i] = f16_value(u16(words[i]));
+            value[2 * i + 1] = f16_value(u16(words[i] >> 16));
+        }
+    }
+};
+
+struct bf16 : Floats<2> {
+    static DEVICE void values(const Chunk& from, u32 step, float (&value)[8]) {
+        const u32x4 v = words_at(from.chunk + 512 * step + 16 * from.lane);
+        const u32 words[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) {
+            value[2 * i] = bf16_value(u16(words[i]));
+            value[2 * i + 1] = bits_float(words[i] & 0xffff0000u);
+        }
+    }
+};
+
+struct f32 : Floats<4> {
+    static DEVICE void values(const Chunk& from, u32 step, float (&value)[8]) {
+#pragma unroll
+        for (u32 half = 0; half < 2; half++) {
+            const u32x4 v = words_at(from.chunk + 1024 * step + 512 * half + 16 * from.lane);
+            value[4 * half] = bits_float(v.x), value[4 * half + 1] = bits_float(v.y);
+            value[4 * half + 2] = bits_float(v.z), value[4 * half + 3] = bits_float(v.w);
+        }
+    }
+};
+
+}  // namespace formats
+
+template <class A, class B>
+constexpr bool SAME = false;
+template <class A>
+constexpr bool SAME<A, A> = true;
+
+// The fragment of a step.
+template <class F, class In>
+DEVICE void fragment(const typename F::Chunk& chunk, u32 step, u32 (&a)[4]) {
+    if constexpr (!F::FLOAT) {
+        u32 form[2];
+        F::forms(chunk, step, form);
+        In::template expand<F::BITS>(form[0], a[0], a[2]);
+        In::template expand<F::BITS>(form[1], a[1], a[3]);
+    } else if constexpr ((SAME<F, formats::f16> && SAME<In, InF16>) ||
+                         (SAME<F, formats::bf16> && SAME<In, InBf16>)) {
+        const u32x4 v = words_at(chunk.chunk + 512 * step + 16 * chunk.lane);
+        a[0] = v.x, a[1] = v.y, a[2] = v.z, a[3] = v.w;
+    } else {
+        float value[8];
+        F::values(chunk, step, value);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) a[i] = In::pack(value[2 * i], value[2 * i + 1]);
+    }
+}

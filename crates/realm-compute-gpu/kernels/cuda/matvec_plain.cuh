@@ -1,0 +1,81 @@
+// Products in f32 without tensor cores, for weights that are floats: weights and activations as they are.
+#pragma once
+#include "matvec.cuh"
+
+template <class F>
+struct PlainRun {
+    // Rows of a group.
+    static constexpr u32 ROWS = 8;
+    static constexpr u32 K = F::TILE_K;
+    using Planes = Stream<F, K * 4>;
+
+    Planes stream;
+    const float* input;
+    // The lane's share of the products of weight rows g and g + 8 with each row.
+    float acc[ROWS][2];
+
+    DEVICE PlainRun(const MatvecParams& p, const Segment& segment, u32 tile)
+        : stream(p, segment, tile, 0), input(nullptr), acc{} {}
+
+    DEVICE void set_rows(u32 rows) {
+        stream.set_rows(rows);
+        input = static_cast<const float*>(stream.p.input.data) +
+                size_t(stream.first_column) * stream.p.input.stride;
+    }
+
+    // Rows have any length: zeros follow the last.
+    template <bool ASYNC>
+    DEVICE void copy_activations(u8* slot, u32 stage) const {
+        float* to = reinterpret_cast<float*>(slot + Planes::STAGE_BYTES);
+        for (u32 i = lane(); i < stream.columns * K; i += 32) {
+            const u32 row = i / K, k = stage * K + i % K;
+            const float* from = input + size_t(row) * stream.p.input.stride + k;
+            if (k >= stream.p.k) {
+                to[i] = 0.0f;
+            } else if constexpr (ASYNC) {
+                copy_async4(to + i, from);
+            } else {
+                to[i] = *from;
+            }
+        }
+    }
+
+    DEVICE void add_stage(const u8* slot, u32) {
+        const typename F::Chunk chunk(slot, lane());
+        const float* from = reinterpret_cast<const float*>(slot + Planes::STAGE_BYTES) + lane() % 4 * 2;
+#pragma unroll
+        for (u32 step = 0; step < K / 16; step++) {
+            // Rows g, g + 8 of k 2c and 2c + 1, then of k 2c + 8 and 2c + 9.
+            float weight[8];
+            F::values(chunk, step, weight);
+#pragma unroll
+            for (u32 row = 0; row < ROWS; row++) {
+                if (row >= stream.columns) break;
+#pragma unroll
+                for (u32 half = 0; half < 2; half++) {
+                    const f32x2 x = *reinterpret_cast<const f32x2*>(from + row * K + 16 * step + 8 * half);
+#pragma unroll
+                    for (u32 i = 0; i < 2; i++) {
+                        acc[row][i] = fmaf(weight[4 * half + 2 * i], x.x, acc[row][i]);
+                        acc[row][i] = fmaf(weight[4 * half + 2 * i + 1], x.y, acc[row][i]);
+                    }
+                }
+            }
+        }
+    }
+
+    DEVICE void put_partial(u8* to) {
+        float* sums = reinterpret_cast<float*>(to);
+#pragma unroll
+        for (u32 row = 0; row < ROWS; row++) {
+#pragma unroll
+            for (u32 i = 0; i < 2; i++) {
+                float sum = acc[row][i];
+                sum += shuffle_xor(sum, 1);
+                sum += shuffle_xor(sum, 2);
+                if (lane() % 4 == 0 && row < stream.columns) sums[16 * row + lane() / 4 + 8 * i] = sum;
+                acc[row][i] = 0.0f;
+            }
+        }
+    }
+};

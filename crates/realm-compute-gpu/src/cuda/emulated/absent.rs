@@ -1,0 +1,9 @@
+//! Stands in for the emulated device in builds without the feature `cuda-emulated`.
+
+use std::sync::Arc;
+
+use crate::{Reason, cuda::gpu::Gpu};
+
+pub(crate) fn open(_seed: u64) -> Result<Arc<dyn Gpu>, Reason> {
+    Err(Reason::NotBuiltIn { feature: "cuda-emulated" })
+}

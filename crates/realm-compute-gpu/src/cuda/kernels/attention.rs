@@ -1,0 +1,209 @@
+//! Launches of `kernels/cuda/attention.cu`: attention of a step's rows over the paged cache.
+//!
+//! A sequence is cut at multiples of [`SPLIT`] tokens. A block sums one split of one row for a few query
+//! heads that read the same KV head; a second kernel adds the splits in order. Rows that can have but one
+//! split are stored by the first kernel, with the same bits.
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use realm_core::{
+    backend::{KvPool, KvType},
+    graph::ops::AttentionSpec,
+};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::cuda::{
+    gpu::Launch,
+    kv::{CudaKvPool, KvLayerView},
+    step::{Columns, Form, StepView},
+};
+
+/// Tokens of a sequence that one block sums.
+pub(crate) const SPLIT: usize = 512;
+
+const WARPS: usize = 4;
+/// Pieces of the cache in a warp's ring, and the bytes that one has at most, without scales.
+const SLOTS: usize = 4;
+const SLOT_LIMIT: usize = 4096;
+/// Grids have at most so many rows.
+const MAX_ROWS: usize = 65_535;
+const NO_WINDOW: u32 = u32::MAX;
+
+/// What the kernels are told: twin of the struct in `attention.cuh`.
+#[derive(Debug, Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct AttentionParams {
+    step: StepView,
+    kv: KvLayerView,
+    query: u64,
+    sinks: u64,
+    partials: u64,
+    stats: u64,
+    target: Columns,
+    heads: u32,
+    group: u32,
+    subsets: u32,
+    first_row: u32,
+    splits: u32,
+    causal: u32,
+    window: u32,
+    direct: u32,
+    scale: f32,
+    soft_cap: f32,
+}
+
+/// An attention of a step's rows.
+pub(crate) struct AttentionArgs<'a> {
+    /// The cache, with the step's own tokens.
+    pub(crate) kv: &'a Arc<CudaKvPool>,
+    pub(crate) layer: usize,
+    pub(crate) spec: &'a AttentionSpec,
+    /// f32 rows `[rows, heads · head_dim]`, aligned to 16 bytes.
+    pub(crate) query: u64,
+    /// An f32 a head.
+    pub(crate) sinks: Option<u64>,
+    pub(crate) view: &'a StepView,
+    /// Rows that the launches are made for.
+    pub(crate) rows: usize,
+    /// Rows whose partial sums the work memory holds at a time: [`partial_bytes`] of them.
+    pub(crate) rows_per_pass: usize,
+    /// Splits of the longest sequence that the launches are made for.
+    pub(crate) splits: usize,
+    /// Work memory, aligned to 16 bytes.
+    pub(crate) partials: u64,
+    /// Rows of `heads · head_dim` elements of any form but [`Form::Int8`].
+    pub(crate) target: Columns,
+}
+
+/// Whether the kernels can do it.
+///
+/// # Errors
+/// What they cannot.
+pub(crate) fn supports(spec: &AttentionSpec, kv: &CudaKvPool) -> Result<(), String> {
+    let head_dim = spec.head_dim;
+    if head_dim == 0 || !head_dim.is_multiple_of(8) || head_dim > 256 {
+        return Err(format!("heads have {head_dim} elements; they must be a multiple of 8 up to 256"));
+    }
+    if kv.spec().kv_type == KvType::Q8_0 && !head_dim.is_multiple_of(32) {
+        return Err(format!("a q8_0 cache cannot hold heads of {head_dim} elements; use --kv-type f16"));
+    }
+    if spec.heads == 0 || spec.heads > MAX_ROWS {
+        return Err(format!("{} heads; there must be 1 to {MAX_ROWS}", spec.heads));
+    }
+    Ok(())
+}
+
+/// Splits that a row can see.
+fn visible_splits(spec: &AttentionSpec, splits: usize) -> usize {
+    let most = splits.max(1);
+    match spec.mask.window {
+        Some(window) if spec.mask.causal => {
+            most.min(window.saturating_sub(1).div_ceil(SPLIT).saturating_add(1))
+        }
+        _ => most,
+    }
+}
+
+/// Bytes of work memory for the partial sums of so many rows of sequences of up to `splits` splits.
+pub(crate) fn partial_bytes(spec: &AttentionSpec, rows: usize, splits: usize) -> usize {
+    match visible_splits(spec, splits) {
+        1 => 0,
+        splits => rows * spec.heads * splits * (spec.head_dim + 2) * 4,
+    }
+}
+
+/// A variant of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Variant {
+    /// Elements that a head may have.
+    dim: usize,
+    /// Query heads a block.
+    heads: usize,
+    /// Lanes that share a token.
+    lanes: usize,
+}
+
+impl Variant {
+    fn new(head_dim: usize, group: usize) -> Self {
+        let heads = match group {
+            1 => 1,
+            2..=4 => 4,
+            _ => 8,
+        };
+        let (dim, lanes) = match head_dim {
+            ..=64 => (64, 8),
+            ..=128 => (128, if heads == 8 { 16 } else { 8 }),
+            _ => (256, if heads == 8 { 32 } else { 16 }),
+        };
+        Self { dim, heads, lanes }
+    }
+
+    /// Bytes of shared memory: the warps' rings, and in their place, later, the block's sums.
+    fn shared(self, kv_type: KvType) -> usize {
+        let (element, scaled) = match kv_type {
+            KvType::F32 => (4, false),
+            KvType::F16 | KvType::BF16 => (2, false),
+            KvType::Q8_0 => (1, true),
+        };
+        let piece = (SLOT_LIMIT / (self.dim * element)).min(16);
+        let scales = if scaled { piece * self.dim / 32 * 2 } else { 0 };
+        let ring = WARPS * SLOTS * (piece * self.dim * element + scales);
+        let sums = WARPS * 32 / self.lanes * self.heads * (self.dim + 3) * 4;
+        ring.max(sums)
+    }
+}
+
+/// The launches, in order.
+pub(crate) fn attention(args: &AttentionArgs<'_>) -> Vec<Launch> {
+    debug_assert!(args.target.form() != Form::Int8, "attention cannot store int8");
+    let (spec, kv_type) = (args.spec, args.kv.spec().kv_type);
+    let kv_heads = args.kv.layer(args.layer).heads;
+    let group = spec.heads / kv_heads;
+    let variant = Variant::new(spec.head_dim, group);
+    let subsets = group.div_ceil(variant.heads);
+    let splits = visible_splits(spec, args.splits);
+    let direct = splits == 1;
+    let pass = if direct { args.rows } else { args.rows_per_pass }.clamp(1, MAX_ROWS);
+    let sums = (pass * spec.heads * splits * spec.head_dim * 4) as u64;
+    let launch = |kernel: String, grid: [usize; 3], shared: usize, p: &AttentionParams| Launch {
+        unit: format!("attention_{kv_type}"),
+        kernel: format!("attention_{kv_type}_{kernel}"),
+        grid: grid.map(|blocks| blocks as u32),
+        threads: (WARPS * 32) as u32,
+        shared: shared as u32,
+        parameters: p.as_bytes().to_vec(),
+    };
+    let mut launches = Vec::new();
+    for first in (0..args.rows).step_by(pass) {
+        let rows = pass.min(args.rows - first);
+        let p = AttentionParams {
+            step: *args.view,
+            kv: args.kv.layer_view(args.layer),
+            query: args.query,
+            sinks: args.sinks.unwrap_or(0),
+            partials: args.partials,
+            stats: args.partials + sums,
+            target: args.target,
+            heads: spec.heads as u32,
+            group: group as u32,
+            subsets: subsets as u32,
+            first_row: first as u32,
+            splits: splits as u32,
+            causal: spec.mask.causal.into(),
+            window: spec.mask.window.map_or(NO_WINDOW, |w| w.try_into().unwrap_or(NO_WINDOW)),
+            direct: direct.into(),
+            scale: spec.scale,
+            soft_cap: spec.soft_cap.unwrap_or(0.0),
+        };
+        let kernel = format!("d{}_h{}", variant.dim, variant.heads);
+        let grid = [splits, kv_heads * subsets, rows];
+        launches.push(launch(kernel, grid, variant.shared(kv_type), &p));
+        if !direct {
+            launches.push(launch("merge".into(), [spec.heads, rows, 1], 0, &p));
+        }
+    }
+    launches
+}

@@ -1,0 +1,293 @@
+//! Launches of `kernels/cuda/matvec.cu`: products of weights with a few rows.
+
+use realm_core::{
+    DType,
+    backend::{LoadedWeight as _, Precision},
+    graph::ops::Activation,
+};
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::cuda::{
+    gpu::Launch,
+    planes::{Layout, Stage, TILE_ROWS},
+    step::{Columns, Form},
+    weights::CudaWeight,
+};
+
+/// Most weights of one launch.
+pub(crate) const SEGMENTS: usize = 4;
+
+/// Rows of the input that a block takes.
+const GROUP_ROWS: usize = 8;
+/// The same where each is three columns of a kernel with one tile of 8.
+const NARROW_ROWS: usize = 2;
+/// Warps that a device should have at work, about: more than the largest devices run at once.
+const WARPS: usize = 4096;
+/// Most slices of k, each a warp's.
+const MAX_SLICES: usize = 16;
+/// Most warps of the kernel for 24 columns.
+const WIDE_WARPS: usize = 8;
+/// Most stages in a warp's ring.
+const MAX_RING: usize = 4;
+/// Bytes of shared memory a warp with which 32 warps fit a multiprocessor of sm_90.
+const WARP_BYTES: usize = 7040;
+
+/// A weight and where its product goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Segment<'a> {
+    /// `[n, k]`.
+    pub(crate) weight: &'a CudaWeight,
+    /// Address of `n` f32, added to each row.
+    pub(crate) bias: Option<u64>,
+    /// Rows of `n` elements, of any form but [`Form::Int8`].
+    pub(crate) target: Columns,
+}
+
+/// The form in which products with a weight of that type read their input.
+pub(crate) fn input_form(dtype: DType, precision: Precision) -> Form {
+    match precision {
+        Precision::BF16 => Form::BF16,
+        Precision::F16 => Form::F16,
+        _ if dtype.is_float() => Form::F32,
+        Precision::Int8 => Form::Int8,
+        Precision::F32 | Precision::Auto => Form::BF16x3,
+    }
+}
+
+/// Twin of `Segment` in `matvec.cuh`.
+#[derive(Default, Clone, Copy, IntoBytes, Immutable)]
+#[repr(C)]
+struct SegmentParams {
+    planes: u64,
+    bias: u64,
+    target: Columns,
+    tiles: u32,
+    n: u32,
+    slices: u32,
+    unused: u32,
+}
+
+/// Twin of `MatvecParams`.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct Params {
+    input: Columns,
+    count: u64,
+    k: u32,
+    group_rows: u32,
+    row_columns: u32,
+    ring_stages: u32,
+    columns: u32,
+    warp_bytes: u32,
+    partial: u32,
+    partial_stride: u32,
+    activation: u32,
+    unused: u32,
+    segments: [SegmentParams; SEGMENTS],
+}
+
+/// Products of one input with up to [`SEGMENTS`] weights of one type.
+///
+/// `input` has rows of `k` elements in the form that [`input_form`] names; `rows` is how many the launch
+/// is made for, the `u32` at `count` how many there are.
+pub(crate) fn linear(
+    input: &Columns,
+    k: usize,
+    rows: usize,
+    count: u64,
+    segments: &[Segment<'_>],
+) -> Launch {
+    launch(&Product { input, k, rows, count, segments, activation: None })
+}
+
+/// `activation(input · gateᵀ + bias) · (input · upᵀ + bias)`; otherwise as [`linear`].
+#[expect(clippy::too_many_arguments, reason = "an op's operands, in its order")]
+pub(crate) fn gated(
+    input: &Columns,
+    k: usize,
+    rows: usize,
+    count: u64,
+    gate: (&CudaWeight, Option<u64>),
+    up: (&CudaWeight, Option<u64>),
+    activation: Activation,
+    target: Columns,
+) -> Launch {
+    let segments = [gate, up].map(|(weight, bias)| Segment { weight, bias, target });
+    let activation = Some(activation);
+    launch(&Product { input, k, rows, count, segments: &segments, activation })
+}
+
+struct Product<'a> {
+    input: &'a Columns,
+    k: usize,
+    rows: usize,
+    count: u64,
+    segments: &'a [Segment<'a>],
+    activation: Option<Activation>,
+}
+
+fn launch(product: &Product<'_>) -> Launch {
+    let &Product { input, k, rows, count, segments, activation } = product;
+    let weight = segments[0].weight;
+    let (dtype, form) = (weight.info().dtype, input.form());
+    assert!(segments.len() <= SEGMENTS, "{} segments", segments.len());
+    for segment in segments {
+        let info = segment.weight.info();
+        assert!(info.dtype == dtype && info.cols == k, "{info:?} is no segment of {dtype}, k {k}");
+        debug_assert!(segment.target.form() != Form::Int8, "a product to int8");
+    }
+
+    let narrow = form.columns() == 1 || rows <= NARROW_ROWS;
+    let group_rows = if form.columns() > 1 && narrow { NARROW_ROWS } else { GROUP_ROWS };
+    let columns = rows.min(group_rows) * form.columns();
+    let stage = Stage::of(dtype);
+    let matrices = if activation.is_some() { 2 } else { 1 };
+    let mut params = [SegmentParams::default(); SEGMENTS];
+    for (to, segment) in params.iter_mut().zip(segments) {
+        let (info, layout) = (segment.weight.info(), Layout::of(segment.weight.info()));
+        *to = SegmentParams {
+            planes: segment.weight.planes(),
+            bias: segment.bias.unwrap_or(0),
+            target: segment.target,
+            tiles: layout.row_tiles as u32,
+            n: info.rows as u32,
+            slices: slices(layout.row_tiles, k.div_ceil(stage.k), matrices) as u32,
+            unused: 0,
+        };
+    }
+    let slices = params.iter().map(|segment| segment.slices as usize).max().unwrap_or(0);
+    let room = Room {
+        slot: stage.bytes + columns * activation_bytes(form, stage.k),
+        table: stage.table_bytes,
+        columns,
+        slices,
+        matrices,
+        slice_stages: k.div_ceil(stage.k).div_ceil(slices.max(1)),
+        most_warps: if narrow { MAX_SLICES * 2 } else { WIDE_WARPS },
+        limit: weight.shared_memory(),
+    };
+    let plan = room.plan();
+    let tiles: u32 = match activation {
+        Some(_) => params[0].tiles,
+        None => params.iter().map(|segment| segment.tiles).sum(),
+    };
+    let parameters = Params {
+        input: *input,
+        count,
+        k: k as u32,
+        group_rows: group_rows as u32,
+        row_columns: form.columns() as u32,
+        ring_stages: plan.ring as u32,
+        columns: columns as u32,
+        warp_bytes: plan.warp_bytes as u32,
+        partial: plan.partial as u32,
+        partial_stride: plan.partial_stride as u32,
+        activation: activation.map_or(0, |activation| match activation {
+            Activation::Silu => 1,
+            Activation::GeluTanh => 2,
+            Activation::Gelu => 3,
+        }),
+        unused: 0,
+        segments: params,
+    };
+    let variant = match form {
+        Form::F32 => "f32",
+        Form::F16 => "f16_n1",
+        Form::Int8 => "int8_n1",
+        Form::BF16 => "bf16_n1",
+        Form::BF16x3 if narrow => "bf16_n1",
+        Form::BF16x3 => "bf16_n3",
+    };
+    let unit = format!("matvec_{}", dtype.name().to_lowercase());
+    Launch {
+        kernel: format!("{unit}_{variant}"),
+        unit,
+        grid: [tiles, rows.div_ceil(group_rows) as u32, 1],
+        threads: 32 * (matrices * plan.team) as u32,
+        shared: plan.bytes as u32,
+        parameters: parameters.as_bytes().to_vec(),
+    }
+}
+
+/// Slices of k, from the weight's shape alone: a row's bits depend on them. Enough to keep a large
+/// device busy, and no more, for each costs a warp's start and end.
+fn slices(row_tiles: usize, stages: usize, matrices: usize) -> usize {
+    let most = MAX_SLICES / matrices;
+    let enough = WARPS.div_ceil((row_tiles * matrices).max(1));
+    enough.next_power_of_two().clamp(4, most).min(stages)
+}
+
+/// Bytes of a column's activations in a stage.
+fn activation_bytes(form: Form, k: usize) -> usize {
+    match form {
+        Form::F32 => 4 * k,
+        Form::Int8 => 2 * k + k / 32 * 4,
+        _ => 2 * k,
+    }
+}
+
+/// What a block needs of shared memory.
+struct Room {
+    /// Bytes of a stage with its activations, and of a warp's decoded scales.
+    slot: usize,
+    table: usize,
+    columns: usize,
+    slices: usize,
+    matrices: usize,
+    /// Most stages of a slice.
+    slice_stages: usize,
+    most_warps: usize,
+    /// Bytes that there are.
+    limit: usize,
+}
+
+/// How a block uses it.
+struct Plan {
+    /// Warps that share a tile's slices.
+    team: usize,
+    /// Stages of a warp's ring.
+    ring: usize,
+    warp_bytes: usize,
+    partial: usize,
+    partial_stride: usize,
+    bytes: usize,
+}
+
+impl Room {
+    /// A warp a slice and two to four stages in flight, if they fit; otherwise fewer warps, each with
+    /// several slices.
+    fn plan(&self) -> Plan {
+        let mut team = self.slices.min(self.most_warps / self.matrices).max(1);
+        loop {
+            let warp_stages = self.slice_stages * self.slices.div_ceil(team);
+            let most = warp_stages.clamp(1, MAX_RING);
+            let fits = |ring: &usize| self.warp_bytes(*ring) <= WARP_BYTES;
+            let ring = (2..=most).rev().find(fits).unwrap_or(most.min(2));
+            let plan = self.lay_out(team, ring);
+            if plan.bytes <= self.limit || team == 1 {
+                return plan;
+            }
+            team = team.div_ceil(2);
+        }
+    }
+
+    fn warp_bytes(&self, ring: usize) -> usize {
+        self.table + ring * self.slot
+    }
+
+    fn lay_out(&self, team: usize, ring: usize) -> Plan {
+        let warp_bytes = self.warp_bytes(ring);
+        let rings = warp_bytes * team * self.matrices;
+        let partial = self.columns * TILE_ROWS * size_of::<f32>();
+        // A warp with one slice is done with its ring when it has the slice's sums.
+        let (partial, partial_stride, more) = if team == self.slices && partial <= warp_bytes {
+            (0, warp_bytes, 0)
+        } else {
+            (rings, partial, partial * self.slices * self.matrices)
+        };
+        Plan { team, ring, warp_bytes, partial, partial_stride, bytes: rings + more }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,213 @@
+//! A step's description: what [`StepView`] points to, laid out in one block that one copy brings to
+//! the device.
+
+use std::{ops::Range, sync::Arc};
+
+use realm_core::{
+    backend::{BackendError, Inputs, Limits, Token},
+    graph::Graph,
+};
+use zerocopy::IntoBytes;
+
+use crate::cuda::{
+    gpu::{Buffer, Gpu, HostBuffer, Mark},
+    step::{Counts, PREVIOUS, Row, Sampling, Sequence, StepView},
+};
+
+/// Steps whose descriptions may be on their way at once.
+const STAGES: usize = 3;
+
+/// Host memory for one description, and when its copy was done.
+struct Stage {
+    host: HostBuffer,
+    copied: Option<Mark>,
+}
+
+/// Offsets of the parts, in bytes.
+#[derive(Debug, Clone, Copy)]
+struct Places {
+    rows: usize,
+    sequences: usize,
+    outputs: usize,
+    sampling: usize,
+    given: usize,
+    tables: usize,
+    /// Block ids that fit.
+    table_blocks: usize,
+}
+
+impl Places {
+    fn new(limits: &Limits, given_cols: usize, table_blocks: usize) -> Self {
+        let mut end = size_of::<Counts>();
+        let mut take = |bytes: usize| {
+            let start = end;
+            end = (end + bytes).next_multiple_of(16);
+            start
+        };
+        Self {
+            rows: take(limits.tokens * size_of::<Row>()),
+            sequences: take(limits.sequences * size_of::<Sequence>()),
+            outputs: take(limits.outputs * 4),
+            sampling: take(limits.outputs * size_of::<Sampling>()),
+            given: take(limits.tokens * given_cols * 4),
+            tables: take(0),
+            table_blocks,
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.tables + self.table_blocks * 4
+    }
+}
+
+/// Brings descriptions to the device.
+pub(super) struct Description {
+    gpu: Arc<dyn Gpu>,
+    limits: Limits,
+    given_cols: usize,
+    places: Places,
+    device: Buffer,
+    stages: Vec<Stage>,
+    next: usize,
+    /// What the step before sampled.
+    previous: Buffer,
+    blocks: Vec<u32>,
+}
+
+/// Block ids that a description has room for at first: each block of the cache once. Sequences that
+/// share blocks may need more, and get it.
+fn first_room(kv_blocks: usize) -> usize {
+    kv_blocks.max(1)
+}
+
+impl Description {
+    /// Bytes on the device.
+    pub(super) fn bytes(graph: &Graph, limits: &Limits, kv_blocks: usize) -> usize {
+        Places::new(limits, given_cols(graph), first_room(kv_blocks)).bytes() + limits.outputs * 4
+    }
+
+    pub(super) fn new(
+        gpu: &Arc<dyn Gpu>,
+        graph: &Graph,
+        limits: &Limits,
+        kv_blocks: usize,
+    ) -> Result<Self, BackendError> {
+        let places = Places::new(limits, given_cols(graph), first_room(kv_blocks));
+        let (device, stages) = allocate(gpu, &places)?;
+        let previous = Buffer::new(gpu, limits.outputs * 4, "the sampled tokens")?;
+        let (gpu, limits, given_cols) = (gpu.clone(), *limits, given_cols(graph));
+        let blocks = Vec::new();
+        Ok(Self { gpu, limits, given_cols, places, device, stages, next: 0, previous, blocks })
+    }
+
+    /// The addresses for kernels; they change where [`Description::make_room`] answers `true`.
+    pub(super) fn view(&self) -> StepView {
+        let at = |offset: usize| self.device.address() + offset as u64;
+        StepView {
+            counts: at(0),
+            rows: at(self.places.rows),
+            sequences: at(self.places.sequences),
+            tables: at(self.places.tables),
+            outputs: at(self.places.outputs),
+            sampling: at(self.places.sampling),
+            previous: self.previous.address(),
+        }
+    }
+
+    /// Where [`Inputs::given`] lies.
+    pub(super) fn given(&self) -> u64 {
+        self.device.address() + self.places.given as u64
+    }
+
+    /// Where the step before's tokens are to be put.
+    pub(super) fn previous(&self) -> &Buffer {
+        &self.previous
+    }
+
+    /// Makes room for the step's block tables. `true` where addresses changed.
+    ///
+    /// # Errors
+    /// Too little memory.
+    pub(super) fn make_room(&mut self, inputs: &Inputs<'_>) -> Result<bool, BackendError> {
+        let needed = inputs.sequences.iter().map(|sequence| sequence.blocks.len()).sum::<usize>();
+        if needed <= self.places.table_blocks {
+            return Ok(false);
+        }
+        let places = Places::new(&self.limits, self.given_cols, needed.next_power_of_two());
+        let (device, stages) = allocate(&self.gpu, &places)?;
+        (self.places, self.device, self.stages) = (places, device, stages);
+        Ok(true)
+    }
+
+    /// Puts the description on its way, on the stream. `inputs` were checked and have room.
+    ///
+    /// # Errors
+    /// The device's failure.
+    pub(super) fn send(&mut self, inputs: &Inputs<'_>) -> Result<(), BackendError> {
+        let stage = &mut self.stages[self.next];
+        self.next = (self.next + 1) % STAGES;
+        if let Some(mark) = stage.copied.take() {
+            mark.wait()?;
+        }
+        let places = &self.places;
+        let end = write(stage.host.bytes_mut(), places, inputs, &mut self.blocks);
+        stage.host.upload(0..end, &self.device, 0)?;
+        stage.copied = Some(Mark::new(&self.gpu)?);
+        Ok(())
+    }
+}
+
+fn given_cols(graph: &Graph) -> usize {
+    graph.given().map_or(0, |value| graph.value(value).cols)
+}
+
+fn allocate(
+    gpu: &Arc<dyn Gpu>,
+    places: &Places,
+) -> Result<(Buffer, Vec<Stage>), BackendError> {
+    let device = Buffer::new(gpu, places.bytes(), "the step's description")?;
+    let stage = |_| Ok(Stage { host: HostBuffer::new(gpu, places.bytes())?, copied: None });
+    Ok((device, (0..STAGES).map(stage).collect::<Result<_, BackendError>>()?))
+}
+
+/// Writes a description and gives its length.
+fn write(
+    bytes: &mut [u8],
+    places: &Places,
+    inputs: &Inputs<'_>,
+    blocks: &mut Vec<u32>,
+) -> usize {
+    let mut put = |at: usize, part: &[u8]| -> Range<usize> {
+        bytes[at..at + part.len()].copy_from_slice(part);
+        at..at + part.len()
+    };
+    let (tokens, outputs) = (inputs.tokens.len(), inputs.outputs.len());
+    let counts = Counts {
+        rows: tokens as u32,
+        outputs: outputs as u32,
+        sequences: inputs.sequences.len() as u32,
+        unused: 0,
+    };
+    put(0, counts.as_bytes());
+    blocks.clear();
+    for (index, sequence) in inputs.sequences.iter().enumerate() {
+        let it = Sequence { length: sequence.length() as u32, table: blocks.len() as u32 };
+        put(places.sequences + index * size_of::<Sequence>(), it.as_bytes());
+        blocks.extend(sequence.blocks.iter().map(|block| block.0));
+        for (position, row) in (sequence.cached as u32..).zip(sequence.rows.clone()) {
+            let token = match inputs.tokens[row] {
+                Token::Id(id) => id,
+                Token::Previous(row) => PREVIOUS | row,
+            };
+            let it = Row { token, position, sequence: index as u32, unused: 0 };
+            put(places.rows + row * size_of::<Row>(), it.as_bytes());
+        }
+    }
+    put(places.outputs, inputs.outputs.as_bytes());
+    for (index, how) in inputs.sampling.iter().enumerate() {
+        let it = Sampling::from(how);
+        put(places.sampling + index * size_of::<Sampling>(), it.as_bytes());
+    }
+    put(places.given, inputs.given.as_bytes());
+    put(places.tables, blocks.as_bytes()).end
+}

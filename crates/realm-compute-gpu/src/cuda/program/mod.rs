@@ -1,0 +1,299 @@
+//! A compiled graph: launches on one arena, recorded as CUDA graphs, one a bucket of step sizes.
+
+mod description;
+mod layout;
+mod lower;
+mod step;
+
+use std::{any::Any, collections::HashMap, sync::Arc};
+
+use realm_core::{
+    Graph,
+    backend::{
+        BackendError, CompileOptions, Inputs, KvPool, Limits, Precision, Program, ProgramInfo,
+        Step, Token,
+    },
+    graph::Op,
+};
+
+use self::{
+    description::Description,
+    layout::Layout,
+    lower::{Bucket, Lowering, Stage},
+    step::{CudaStep, Slots},
+};
+use super::{
+    gpu::{Buffer, Gpu, Mark, Recording},
+    kernels::{attention, rope},
+    kv::{CudaKvPool, KV_BLOCK_TOKENS},
+    weights::CudaWeight,
+};
+
+/// Work memory of attention that is always enough but for very long contexts: prompts' rows go through
+/// it in passes.
+const PARTIAL_BYTES: usize = 32 << 20;
+
+/// Splits that the work memory is planned for where the cache is not known yet.
+const PLANNED_SPLITS: usize = 256;
+
+/// A graph made ready for a device.
+pub(super) struct CudaProgram {
+    gpu: Arc<dyn Gpu>,
+    graph: Graph,
+    weights: Vec<Arc<CudaWeight>>,
+    kv: Arc<CudaKvPool>,
+    layout: Layout,
+    arena: Buffer,
+    partials: Buffer,
+    ropes: Vec<rope::Frequencies>,
+    description: Description,
+    sampled: Buffer,
+    slots: Slots,
+    recordings: HashMap<Bucket, Recording>,
+    info: ProgramInfo,
+    poison: bool,
+}
+
+/// The attentions of a graph.
+fn attentions(graph: &Graph) -> impl Iterator<Item = &realm_core::graph::ops::Attention> {
+    graph.nodes().iter().filter_map(|node| match &node.op {
+        Op::Attention(op) => Some(op),
+        _ => None,
+    })
+}
+
+/// Bytes of attention's work memory: what all rows need at `splits` splits, or the cap, but at least
+/// what one row needs.
+fn partial_bytes(graph: &Graph, limits: &Limits, splits: usize) -> usize {
+    let bytes = attentions(graph).map(|op| {
+        let one = attention::partial_bytes(&op.spec, 1, splits);
+        (one * limits.tokens).min(PARTIAL_BYTES).max(one)
+    });
+    bytes.max().unwrap_or(0)
+}
+
+/// Splits of a sequence of so many tokens, as buckets count them.
+fn splits(tokens: usize) -> usize {
+    tokens.div_ceil(attention::SPLIT).max(1).next_power_of_two()
+}
+
+impl CudaProgram {
+    /// Bytes of work memory, as far as the graph and the limits tell. `options.precision` is not `Auto`.
+    pub(super) fn workspace_bytes(graph: &Graph, options: &CompileOptions) -> usize {
+        let CompileOptions { limits, precision, .. } = options;
+        Layout::new(graph, limits, *precision).bytes
+            + partial_bytes(graph, limits, PLANNED_SPLITS)
+            + Description::bytes(graph, limits, 0)
+    }
+
+    /// Allocates the work memory. `options.precision` is not `Auto`.
+    pub(super) fn new(
+        gpu: &Arc<dyn Gpu>,
+        graph: &Graph,
+        weights: Vec<Arc<CudaWeight>>,
+        kv: Arc<CudaKvPool>,
+        options: CompileOptions,
+    ) -> Result<Self, BackendError> {
+        let CompileOptions { limits, precision, poison } = options;
+        check(gpu, graph, &kv)?;
+        let layout = Layout::new(graph, &limits, precision);
+        let blocks = kv.spec().blocks;
+        let splits = splits(blocks * KV_BLOCK_TOKENS);
+        let arena = Buffer::new(gpu, layout.bytes, "the work memory")?;
+        let partials =
+            Buffer::new(gpu, partial_bytes(graph, &limits, splits), "the work memory")?;
+        let ropes = graph.ropes().iter().map(|table| rope::Frequencies::new(gpu, table));
+        let ropes = ropes.collect::<Result<_, _>>()?;
+        let description = Description::new(gpu, graph, &limits, blocks)?;
+        let workspace_bytes =
+            arena.bytes() + partials.bytes() + Description::bytes(graph, &limits, blocks);
+        Ok(Self {
+            gpu: gpu.clone(),
+            graph: graph.clone(),
+            weights,
+            kv,
+            layout,
+            arena,
+            partials,
+            ropes,
+            description,
+            sampled: Buffer::new(gpu, limits.outputs * 4, "the sampled tokens")?,
+            slots: Slots::new(gpu, limits.outputs),
+            recordings: HashMap::new(),
+            info: ProgramInfo { limits, precision, workspace_bytes },
+            poison,
+        })
+    }
+
+    fn stages(&self, bucket: Bucket) -> Vec<Stage> {
+        let lowering = Lowering {
+            graph: &self.graph,
+            layout: &self.layout,
+            weights: &self.weights,
+            kv: &self.kv,
+            precision: self.info.precision,
+            arena: self.arena.address(),
+            partials: (self.partials.address(), self.partials.bytes()),
+            ropes: &self.ropes,
+            view: self.description.view(),
+            given: self.description.given(),
+            sampled: self.sampled.address(),
+            bucket,
+        };
+        lowering.stages()
+    }
+
+    /// The smallest bucket that holds a step.
+    fn bucket(&self, inputs: &Inputs<'_>) -> Bucket {
+        let Limits { tokens, outputs, .. } = self.info.limits;
+        let up = |count: usize, most: usize| match count {
+            0 => 0,
+            _ => count.next_power_of_two().min(most),
+        };
+        let longest = inputs.sequences.iter().map(|sequence| sequence.length()).max();
+        Bucket {
+            rows: up(inputs.tokens.len(), tokens),
+            outputs: up(inputs.outputs.len(), outputs),
+            splits: splits(longest.unwrap_or(1)),
+            samples: !inputs.sampling.is_empty() && self.graph.sampled().is_some(),
+        }
+    }
+
+    /// Checks a step's tokens, and brings those that the step before sampled to where kernels look.
+    fn tokens(&self, inputs: &Inputs<'_>) -> Result<(), BackendError> {
+        let fail = |problem: String| Err(BackendError::Inputs { problem });
+        let vocabulary = self.graph.nodes().iter().find_map(|node| match &node.op {
+            Op::Embed(op) => Some(self.graph.weight(op.table).rows),
+            _ => None,
+        });
+        let previous =
+            inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<CudaStep>());
+        let previous = previous.and_then(|step| step.sampled_on(&self.gpu));
+        let sampled = previous.as_ref().map_or(0, |(_, sampled)| *sampled);
+        for token in inputs.tokens {
+            match *token {
+                Token::Id(id) if vocabulary.is_some_and(|rows| id as usize >= rows) => {
+                    let rows = vocabulary.unwrap_or(0);
+                    return fail(format!("token {id} of a vocabulary of {rows}"));
+                }
+                Token::Previous(row) if row as usize >= sampled => {
+                    return fail(format!("no previous step sampled a token at row {row}"));
+                }
+                _ => {}
+            }
+        }
+        match previous {
+            Some((buffer, sampled)) if sampled > 0 => {
+                let to = self.description.previous();
+                let bytes = (sampled * 4).min(to.bytes());
+                self.gpu.copy(to.address(), buffer.address(), bytes)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Starts the launches: as a recording, or one by one with a mark after each.
+    fn start(
+        &mut self,
+        bucket: Bucket,
+        want_times: bool,
+    ) -> Result<Vec<(usize, Mark)>, BackendError> {
+        if want_times {
+            let mut times = vec![(0, Mark::new(&self.gpu)?)];
+            for stage in self.stages(bucket) {
+                self.gpu.launch(&stage.launch)?;
+                times.push((stage.node, Mark::new(&self.gpu)?));
+            }
+            return Ok(times);
+        }
+        if !self.recordings.contains_key(&bucket) {
+            let launches: Vec<_> =
+                self.stages(bucket).into_iter().map(|stage| stage.launch).collect();
+            let recording = Recording::new(&self.gpu, &launches)?;
+            self.recordings.insert(bucket, recording);
+        }
+        self.recordings.get(&bucket).map_or(Ok(()), Recording::replay)?;
+        Ok(Vec::new())
+    }
+
+    /// Fills all work memory with NaN.
+    fn poison(&self) -> Result<(), BackendError> {
+        [&self.arena, &self.partials, &self.sampled].into_iter().try_for_each(|it| it.fill(0xFF))
+    }
+}
+
+/// Whether there are kernels for everything in a graph.
+fn check(gpu: &Arc<dyn Gpu>, graph: &Graph, kv: &CudaKvPool) -> Result<(), BackendError> {
+    for op in attentions(graph) {
+        attention::supports(&op.spec, kv).map_err(|why| BackendError::Unsupported {
+            device: gpu.facts().name.clone(),
+            op: "Attention".into(),
+            why,
+        })?;
+    }
+    Ok(())
+}
+
+impl Program for CudaProgram {
+    fn info(&self) -> &ProgramInfo {
+        &self.info
+    }
+
+    fn enqueue(&mut self, inputs: &Inputs<'_>) -> Result<Box<dyn Step>, BackendError> {
+        inputs.check(&self.info.limits, self.kv.spec())?;
+        inputs.check_given(&self.graph)?;
+        self.tokens(inputs)?;
+        if self.description.make_room(inputs)? {
+            self.recordings.clear();
+        }
+        self.description.send(inputs)?;
+        if self.poison {
+            self.poison()?;
+        }
+        let bucket = self.bucket(inputs);
+        let times = self.start(bucket, inputs.want_times)?;
+
+        let logits = self.graph.logits();
+        let cols = self.graph.value(logits).cols;
+        let sampled = if bucket.samples { inputs.outputs.len() } else { 0 };
+        let logit_count = if inputs.want_logits { inputs.outputs.len() * cols } else { 0 };
+        let mut slot = self.slots.take((sampled + logit_count) * 4)?;
+        if sampled > 0 {
+            self.gpu.copy(slot.sampled.address(), self.sampled.address(), sampled * 4)?;
+            slot.host.download(0, &self.sampled, 0..sampled * 4)?;
+        }
+        if logit_count > 0 {
+            let start = self.layout.values[logits.index()].plain.unwrap_or(0);
+            slot.host.download(sampled * 4, &self.arena, start..start + logit_count * 4)?;
+        }
+        Ok(Box::new(CudaStep {
+            gpu: self.gpu.clone(),
+            slots: self.slots.clone(),
+            slot: Some(slot),
+            sampled,
+            logits: logit_count,
+            done: Mark::new(&self.gpu)?,
+            times,
+            nodes: self.graph.nodes().len(),
+        }))
+    }
+}
+
+impl Drop for CudaProgram {
+    fn drop(&mut self) {
+        // Memory goes back only once the stream is done with it; a failed device has stopped.
+        _ = Mark::new(&self.gpu).and_then(|mark| mark.wait());
+    }
+}
+
+/// The precision in use for one that was asked for.
+pub(super) fn resolve(precision: Precision) -> Precision {
+    match precision {
+        Precision::Auto => AUTO,
+        other => other,
+    }
+}
+
+/// Activations in bf16: the range of f32, and weights that stay as they are, so that the error is a
+/// fraction of what 8-bit activations cost.
+pub(super) const AUTO: Precision = Precision::BF16;

@@ -1,0 +1,227 @@
+//! Steps started ahead, on a device that claims to compute on its own: the same texts, no block given
+//! away too early, no step too many where the end is known.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use common::{VOCABULARY, model, model_with, pretend::Pretend};
+use realm_compute_cpu::{CpuBackend, CpuOptions};
+use realm_conformance::random::Random;
+use realm_core::{DType, backend::Backend, reference::ReferenceBackend};
+use realm_runtime::{
+    Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams, SequenceId,
+};
+
+fn cpu() -> Arc<dyn Backend> {
+    Arc::new(CpuBackend::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }))
+}
+
+fn engine(model: &Model, backend: Arc<dyn Backend>, sequences: usize, step: usize) -> Engine {
+    let options = EngineOptions { sequences, step_tokens: step, ..EngineOptions::default() };
+    Engine::new(model, backend, &options).unwrap()
+}
+
+fn request(random: &mut Random) -> Request {
+    let prompt = (0..1 + random.below(60)).map(|_| random.below(VOCABULARY) as u32).collect();
+    let seed = u64::from(random.word());
+    let sampling = match random.below(2) {
+        0 => SamplingParams::GREEDY,
+        _ => SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.01, seed },
+    };
+    let stop_tokens = (0..random.below(4)).map(|_| random.below(VOCABULARY) as u32).collect();
+    Request { prompt, max_tokens: 1 + random.below(30), sampling, stop_tokens }
+}
+
+type Texts = BTreeMap<SequenceId, (Vec<u32>, Option<Finish>)>;
+
+/// Runs everything to its end; `between` is called before each step.
+fn finish(engine: &mut Engine, mut between: impl FnMut(&mut Engine, usize)) -> Texts {
+    let mut texts = Texts::new();
+    let mut steps = 0;
+    while !engine.is_idle() {
+        between(engine, steps);
+        for event in engine.step().unwrap() {
+            let text = texts.entry(event.sequence).or_default();
+            assert_eq!(text.1, None, "a token after the last one");
+            text.0.push(event.token);
+            text.1 = event.finish;
+        }
+        steps += 1;
+        assert!(steps < 5_000, "the engine does not come to an end");
+    }
+    texts
+}
+
+#[test]
+fn texts_are_the_same() {
+    let seed = Random::fresh_seed();
+    println!("REALM_SEED={seed}");
+    let mut random = Random::new(seed);
+    let model = model(seed, DType::Q4_0);
+    let requests: Vec<Request> = (0..12).map(|_| request(&mut random)).collect();
+    for reference in [false, true] {
+        let device = || match reference {
+            true => Arc::new(ReferenceBackend::new(16)) as Arc<dyn Backend>,
+            false => cpu(),
+        };
+        let mut plain = engine(&model, device(), 1, 512);
+        for request in &requests {
+            plain.submit(request.clone()).unwrap();
+        }
+        let expected = finish(&mut plain, |_, _| {});
+        for (places, step_tokens) in [(1, 512), (4, 512), (3, 7), (12, 16), (1, 1)] {
+            let pretend = Arc::new(Pretend::new(device(), "pretend").asynchronous());
+            let mut engine = engine(&model, pretend.clone(), places, step_tokens);
+            for request in &requests {
+                engine.submit(request.clone()).unwrap();
+            }
+            let found = finish(&mut engine, |_, _| {});
+            assert_eq!(found, expected, "{places} places, {step_tokens} tokens a step");
+            assert!(pretend.watch.ahead.load(Relaxed) > 10, "nothing was started ahead");
+            // All blocks are free again: as many sequences as at first can run.
+            for request in &requests[..places.min(requests.len())] {
+                engine.submit(request.clone()).unwrap();
+            }
+            assert_eq!(finish(&mut engine, |_, _| {}).len(), places.min(requests.len()));
+        }
+    }
+}
+
+#[test]
+fn requests_that_come_and_go_leave_the_others_as_they_are() {
+    let seed = Random::fresh_seed();
+    println!("REALM_SEED={seed}");
+    let mut random = Random::new(seed);
+    let model = model(seed, DType::Q8_0);
+    let requests: Vec<Request> = (0..30).map(|_| request(&mut random)).collect();
+    let mut plain = engine(&model, cpu(), 1, 512);
+    let mut expected = Vec::new();
+    for request in &requests {
+        let id = plain.submit(request.clone()).unwrap();
+        expected.push(finish(&mut plain, |_, _| {}).remove(&id).unwrap());
+    }
+    let pretend = Arc::new(Pretend::new(cpu(), "pretend").asynchronous());
+    let mut engine = engine(&model, pretend, 3, 24);
+    let mut ids = vec![engine.submit(requests[0].clone()).unwrap()];
+    let mut cancelled = Vec::new();
+    let texts = finish(&mut engine, |engine, _| {
+        while ids.len() < requests.len() && random.below(2) == 0 {
+            ids.push(engine.submit(requests[ids.len()].clone()).unwrap());
+        }
+        if random.below(8) == 0 {
+            let victim = ids[random.below(ids.len())];
+            if engine.cancel(victim) {
+                cancelled.push(victim);
+                assert!(!engine.cancel(victim));
+            }
+        }
+    });
+    for (id, (tokens, end)) in &texts {
+        let (whole, whole_end) = &expected[id.0 as usize];
+        let cut = cancelled.contains(id);
+        assert!(cut || end == whole_end, "{id:?}");
+        assert!(whole.starts_with(tokens) && (cut || tokens == whole), "{id:?}");
+    }
+    assert!(ids.iter().all(|id| texts.contains_key(id) || cancelled.contains(id)));
+}
+
+#[test]
+fn no_step_is_wasted_where_the_end_is_known() {
+    let model = model(3, DType::F32);
+    for asynchronous in [false, true] {
+        let pretend = Pretend::new(cpu(), "pretend");
+        let pretend = Arc::new(if asynchronous { pretend.asynchronous() } else { pretend });
+        let mut engine = engine(&model, pretend.clone(), 2, 512);
+        for max_tokens in [1, 2, 9] {
+            let sampling = SamplingParams::GREEDY;
+            let request = Request { prompt: vec![1, 2], max_tokens, sampling, stop_tokens: vec![] };
+            engine.submit(request).unwrap();
+            finish(&mut engine, |_, _| {});
+        }
+        let [steps, ahead, read] =
+            [&pretend.watch.steps, &pretend.watch.ahead, &pretend.watch.read]
+                .map(|n| n.load(Relaxed));
+        assert_eq!((steps, read), (1 + 2 + 9, 1 + 2 + 9));
+        assert_eq!(ahead, if asynchronous { 1 + 8 } else { 0 });
+    }
+}
+
+#[test]
+fn a_stop_token_costs_one_step_whose_blocks_are_free_afterwards() {
+    let model = model(2, DType::F32);
+    let pretend = Arc::new(Pretend::new(cpu(), "pretend").asynchronous());
+    let mut engine = engine(&model, pretend.clone(), 1, 512);
+    let sampling = SamplingParams::GREEDY;
+    let base = Request { prompt: vec![5, 6], max_tokens: 30, sampling, stop_tokens: vec![] };
+    let id = engine.submit(base.clone()).unwrap();
+    let (tokens, _) = finish(&mut engine, |_, _| {}).remove(&id).unwrap();
+    let stop = tokens[4];
+    let first = tokens.iter().position(|&token| token == stop).unwrap();
+    let steps = pretend.watch.steps.load(Relaxed);
+    let id = engine.submit(Request { stop_tokens: vec![stop], ..base.clone() }).unwrap();
+    let (cut, end) = finish(&mut engine, |_, _| {}).remove(&id).unwrap();
+    assert_eq!((&cut[..], end), (&tokens[..=first], Some(Finish::Stop)));
+    let taken = pretend.watch.steps.load(Relaxed) - steps;
+    assert_eq!(taken, first + 2);
+    // The surplus step is not read yet; whoever comes next, and logits too, has all blocks.
+    let mut rows = 0;
+    let prompt: Vec<u32> = (0..common::CONTEXT as u32).map(|at| at % 50).collect();
+    engine
+        .logits(&prompt, |logits| {
+            rows += logits.len() / VOCABULARY;
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(rows, prompt.len());
+    let id = engine.submit(base).unwrap();
+    assert_eq!(finish(&mut engine, |_, _| {}).remove(&id).unwrap().0, tokens);
+}
+
+#[test]
+fn logits_that_are_no_numbers_end_their_sequences() {
+    let model = model_with(6, DType::F32, f32::NAN);
+    let pretend = Arc::new(Pretend::new(cpu(), "pretend").asynchronous());
+    let mut engine = engine(&model, pretend, 2, 512);
+    for _ in 0..2 {
+        let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
+        let request = Request { prompt: vec![1, 2], max_tokens: 3, sampling, stop_tokens: vec![] };
+        engine.submit(request).unwrap();
+        let error = engine.step().unwrap_err();
+        assert!(matches!(error, RuntimeError::NotNumbers { .. }), "{error}");
+        assert!(engine.is_idle());
+    }
+}
+
+#[test]
+fn a_failed_step_can_be_tried_again() {
+    let model = model(8, DType::F32);
+    let sampling = SamplingParams::GREEDY;
+    let request = Request { prompt: vec![9; 20], max_tokens: 12, sampling, stop_tokens: vec![] };
+    let mut plain = engine(&model, cpu(), 1, 8);
+    plain.submit(request.clone()).unwrap();
+    let expected: Vec<_> = finish(&mut plain, |_, _| {}).into_values().collect();
+    for lost_after in 0..14 {
+        let mut pretend = Pretend::new(cpu(), "pretend").asynchronous();
+        pretend.lost_after = Some(lost_after);
+        let mut engine = engine(&model, Arc::new(pretend), 1, 8);
+        engine.submit(request.clone()).unwrap();
+        let (mut tokens, mut end, mut failures) = (Vec::new(), None, 0);
+        while !engine.is_idle() {
+            match engine.step() {
+                Ok(events) => {
+                    tokens.extend(events.iter().map(|event| event.token));
+                    end = events.last().map_or(end, |event| event.finish);
+                }
+                Err(error) => {
+                    failures += 1;
+                    assert!(error.to_string().contains("lost"), "{error}");
+                }
+            }
+        }
+        assert_eq!((vec![(tokens, end)], failures), (expected.clone(), 1), "{lost_after}");
+    }
+}

@@ -1,0 +1,186 @@
+//! A device around another one: it may claim to compute on its own, to have little memory, or fail,
+//! and it watches what is asked of it.
+
+use std::{
+    any::Any,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use realm_core::{
+    Bytes, Graph,
+    backend::{
+        Backend, BackendError, Bindings, BlockId, CompileOptions, DeviceInfo, Inputs, KvPool,
+        KvSpec, LoadedWeight, Program, ProgramInfo, Step, StepOutput, Token,
+    },
+    graph::WeightInfo,
+};
+
+/// The device.
+pub(crate) struct Pretend {
+    inner: Arc<dyn Backend>,
+    info: DeviceInfo,
+    /// Loading fails after so many weights.
+    pub(crate) fails_after: Option<usize>,
+    /// Reading fails once after so many steps.
+    pub(crate) lost_after: Option<usize>,
+    loaded: AtomicUsize,
+    pub(crate) watch: Arc<Watch>,
+}
+
+/// What was asked for.
+#[derive(Default)]
+pub(crate) struct Watch {
+    /// Steps started.
+    pub(crate) steps: AtomicUsize,
+    /// Steps that took a token which another step under way had chosen.
+    pub(crate) ahead: AtomicUsize,
+    /// Steps read.
+    pub(crate) read: AtomicUsize,
+    /// Steps started and neither read nor dropped.
+    under_way: Mutex<Vec<(usize, Vec<Taken>)>>,
+}
+
+/// A sequence's blocks and the position where it ends in them.
+type Taken = (Vec<BlockId>, usize);
+
+impl Pretend {
+    /// The same as `inner`, under another name.
+    pub(crate) fn new(inner: Arc<dyn Backend>, name: &str) -> Self {
+        let info = DeviceInfo { name: name.into(), ..inner.info().clone() };
+        let (fails_after, lost_after, watch) = (None, None, Arc::default());
+        Self { inner, info, fails_after, lost_after, loaded: AtomicUsize::new(0), watch }
+    }
+
+    /// Claims that steps go on when `enqueue` has returned.
+    pub(crate) fn asynchronous(mut self) -> Self {
+        self.info.asynchronous = true;
+        self
+    }
+
+    /// Claims to have so many bytes beyond what is kept free.
+    pub(crate) fn room(mut self, bytes: u64) -> Self {
+        self.info.memory = Some((128 << 20) + bytes);
+        self
+    }
+}
+
+impl Backend for Pretend {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn weight_bytes(&self, info: &WeightInfo) -> usize {
+        self.inner.weight_bytes(info)
+    }
+
+    fn load_weight(
+        &self,
+        info: &WeightInfo,
+        data: Bytes,
+    ) -> Result<Arc<dyn LoadedWeight>, BackendError> {
+        if self.fails_after == Some(self.loaded.fetch_add(1, Relaxed)) {
+            return Err(BackendError::OutOfMemory {
+                device: self.info.name.clone(),
+                what: info.name.clone(),
+                needed: data.len() as u64,
+                available: Some(7),
+            });
+        }
+        self.inner.load_weight(info, data)
+    }
+
+    fn kv_pool(&self, spec: &KvSpec) -> Result<Arc<dyn KvPool>, BackendError> {
+        self.inner.kv_pool(spec)
+    }
+
+    fn workspace_bytes(&self, graph: &Graph, options: &CompileOptions) -> usize {
+        self.inner.workspace_bytes(graph, options)
+    }
+
+    fn compile(
+        &self,
+        graph: &Graph,
+        bindings: &Bindings,
+        options: &CompileOptions,
+    ) -> Result<Box<dyn Program>, BackendError> {
+        let inner = self.inner.compile(graph, bindings, options)?;
+        let (watch, lost_after) = (self.watch.clone(), self.lost_after);
+        Ok(Box::new(PretendProgram { inner, watch, lost_after }))
+    }
+}
+
+struct PretendProgram {
+    inner: Box<dyn Program>,
+    watch: Arc<Watch>,
+    lost_after: Option<usize>,
+}
+
+impl Program for PretendProgram {
+    fn info(&self) -> &ProgramInfo {
+        self.inner.info()
+    }
+
+    fn enqueue(&mut self, inputs: &Inputs<'_>) -> Result<Box<dyn Step>, BackendError> {
+        let previous = inputs.previous.map(|step| {
+            (step as &dyn Any).downcast_ref::<PretendStep>().expect("a step of this program")
+        });
+        let taken: Vec<Taken> = inputs
+            .sequences
+            .iter()
+            .map(|sequence| (sequence.blocks.to_vec(), sequence.length()))
+            .collect();
+        let mut under_way = self.watch.under_way.lock().unwrap();
+        assert!(under_way.len() < 2, "a third step at once");
+        for (_, others) in &*under_way {
+            for sequence in inputs.sequences {
+                for (blocks, end) in others {
+                    let shared = sequence.blocks.iter().any(|block| blocks.contains(block));
+                    // Only the sequence itself, going on where that step ends, may have them.
+                    let goes_on = sequence.blocks == &blocks[..] && sequence.cached == *end;
+                    assert!(!shared || goes_on, "blocks of a step under way were given away");
+                }
+            }
+        }
+        let step = self.inner.enqueue(&Inputs {
+            previous: previous.map(|step| &**step.inner.as_ref().expect("not read yet")),
+            ..*inputs
+        })?;
+        let number = self.watch.steps.fetch_add(1, Relaxed);
+        if inputs.tokens.iter().any(|token| matches!(token, Token::Previous(_))) {
+            self.watch.ahead.fetch_add(1, Relaxed);
+        }
+        under_way.push((number, taken));
+        let lost = self.lost_after == Some(number);
+        Ok(Box::new(PretendStep { inner: Some(step), number, lost, watch: self.watch.clone() }))
+    }
+}
+
+struct PretendStep {
+    inner: Option<Box<dyn Step>>,
+    number: usize,
+    lost: bool,
+    watch: Arc<Watch>,
+}
+
+impl Drop for PretendStep {
+    fn drop(&mut self) {
+        let number = self.number;
+        if let Ok(mut under_way) = self.watch.under_way.lock() {
+            under_way.retain(|(other, _)| *other != number);
+        }
+    }
+}
+
+impl Step for PretendStep {
+    fn read(mut self: Box<Self>) -> Result<StepOutput, BackendError> {
+        self.watch.read.fetch_add(1, Relaxed);
+        if self.lost {
+            let [device, call, cause] = ["pretend", "read", "lost"].map(String::from);
+            return Err(BackendError::Failed { device, call, cause });
+        }
+        self.inner.take().expect("read once").read()
+    }
+}
