@@ -6,7 +6,8 @@ test and measure Realm on its GPU.
 
 It holds `realm`, the conformance suite, the tests of the crates that name a device, the kernel
 benchmark, peers.py, small models with recorded token ids, and run.sh. There, `run.sh --dry-run`
-checks it and `run.sh` does everything; docs/benchmarks/README.md tells more.
+checks it and `run.sh` does everything; docs/benchmarks/README.md tells more. Every program has all
+kernels in it: they travel in one archive whose compression sees them as one, and run.sh unpacks it.
 
 Needs what a build with `--features cuda` needs: Cargo, gcc, nvcc. DIR (default: bundle, which git
 ignores) is written anew. --reference (default: $REALM_REFERENCE, else ../shared/reference) is the
@@ -16,11 +17,14 @@ REALM_CUDA_ARCHS for this build (default: $REALM_CUDA_ARCHS, else 90a,ptx: Hoppe
 
 import argparse
 import json
+import lzma
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import tarfile
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,16 +37,17 @@ PROGRAMS = [
     ("conformance", "realm-compute-gpu", "test", "conformance"),
     ("gpu-tests", "realm-compute-gpu", "lib", "realm_compute_gpu"),
     ("runtime-tests", "realm-runtime", "lib", "realm_runtime"),
+    ("whole-models", "realm-runtime", "test", "whole_models"),
     ("kernels", "realm-compute-gpu", "bench", "kernels"),
     ("realm", "realm-cli", "bin", "realm"),
 ]
 
-# Two builds: `realm` as users have it, without what only tests enable; and the tests.
+# `realm` as users have it, without what only tests enable; and the tests.
 BUILDS = [
     ["build", "-p", "realm-cli", "--bin", "realm"],
     ["test", "--no-run", "-p", "realm-compute-gpu", "--lib", "--test", "conformance",
      "--bench", "kernels"],
-    ["test", "--no-run", "-p", "realm-runtime", "--lib"],
+    ["test", "--no-run", "-p", "realm-runtime", "--lib", "--test", "whole_models"],
 ]
 
 SCRIPTS = ["bench/gpu/run.sh", "bench/gpu/rows.py", "bench/peers.py"]
@@ -100,10 +105,11 @@ def numbers(path):
 
 
 def models(reference, out):
-    """Copies the models, with their ids as text."""
+    """Copies the models with what is recorded of them, ids as text too."""
     for name, kinds in MODELS.items():
         source, target = reference / "models" / name, out / "reference" / "models" / name
-        files = ["model-f32.gguf", *(f"quant/model-{kind}.gguf" for kind in kinds)]
+        files = ["model-f32.gguf", "tokens.npy", "greedy.npy", "logits.npy",
+                 *(f"quant/model-{kind}.gguf" for kind in kinds)]
         for file in files:
             place = target / file
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -113,24 +119,42 @@ def models(reference, out):
             (target / f"{kind}.ids").write_text(text + "\n", encoding="ascii")
 
 
+def pack(folder, archive):
+    """Packs a folder. What occurs twice within 128 MiB, such as the kernels, is stored once."""
+    filters = [{"id": lzma.FILTER_LZMA2, "preset": 6, "dict_size": 128 << 20}]
+    with lzma.open(archive, "wb", filters=filters) as compressed:
+        with tarfile.open(fileobj=compressed, mode="w") as tar:
+            # Programs side by side, and nothing of this machine's users.
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                entry = tar.gettarinfo(path, path.relative_to(folder))
+                entry.uid = entry.gid = entry.mtime = 0
+                entry.uname = entry.gname = ""
+                with path.open("rb") as file:
+                    tar.addfile(entry, file)
+
+
 def fill(out, programs, reference, archs):
-    """Writes the folder, the list of its files last."""
+    """Writes the folder. Returns the lengths of the archive's files."""
     if out.exists():
-        # Nothing that a run left there, and nothing of somebody else's.
+        # Nothing of somebody else's.
         if any(out.iterdir()) and not (out / "manifest.json").is_file():
             sys.exit(f"error: {out} is no bundle; name another folder, or empty it")
         shutil.rmtree(out)
-    (out / "bin").mkdir(parents=True)
-    for name, path in programs.items():
-        shutil.copy(path, out / "bin" / name)
+    out.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        inside = Path(folder)
+        (inside / "bin").mkdir()
+        for name, path in programs.items():
+            shutil.copy(path, inside / "bin" / name)
+        if reference.is_dir():
+            models(reference, inside)
+        else:
+            print(f"no models: {reference} is not there; name the reference data with --reference")
+        files = {str(path.relative_to(inside)): path.stat().st_size
+                 for path in sorted(inside.rglob("*")) if path.is_file()}
+        pack(inside, out / "payload.tar.xz")
     for script in SCRIPTS:
         shutil.copy(ROOT / script, out)
-    if reference.is_dir():
-        models(reference, out)
-    else:
-        print(f"no models: {reference} is not there; name the reference data with --reference")
-    files = {str(path.relative_to(out)): path.stat().st_size
-             for path in sorted(out.rglob("*")) if path.is_file()}
     manifest = {"commit": commit(), "archs": archs, "files": files}
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="ascii")
     return files
@@ -145,10 +169,10 @@ def main():
     parser.add_argument("--archs", default=os.environ.get("REALM_CUDA_ARCHS") or "90a,ptx")
     args = parser.parse_args()
     files = fill(args.out, build(args.archs), args.reference, args.archs)
-    for name, size in sorted(files.items(), key=lambda file: -file[1]):
+    for name, size in files.items():
         print(f"{size / 1e6:8.2f} MB  {name}")
-    total = sum(files.values())
-    print(f"{total / 1e6:8.2f} MB  in {args.out}")
+    total = sum(path.stat().st_size for path in args.out.iterdir())
+    print(f"{total / 1e6:8.2f} MB  {args.out}, of {sum(files.values()) / 1e6:.2f} MB unpacked")
     if total > LIMIT:
         sys.exit(f"error: more than {LIMIT / 1e6:.0f} MB; narrow --archs")
 

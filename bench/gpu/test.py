@@ -18,7 +18,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-import rows  # noqa: E402: found by the line above
+import bundle as builder  # noqa: E402: found by the line above
+import rows  # noqa: E402
 
 DEVICE = "cuda:0  NVIDIA H200, 139.8 GiB, compute capability 9.0, driver with CUDA 13.0"
 
@@ -54,7 +55,7 @@ class Bundle:
         (self.folder / "bin").mkdir()
         cases = "".join(f"{word})\n{line}\n;;\n" for word, line in {**REALM, **(realm or {})}.items())
         scripts = {"realm": f'case "$1" in\n{cases}esac', "conformance": TEST, "gpu-tests": TEST,
-                   "runtime-tests": TEST, "kernels": KERNELS, **programs}
+                   "runtime-tests": TEST, "whole-models": TEST, "kernels": KERNELS, **programs}
         for name, script in scripts.items():
             self.write(f"bin/{name.replace('_', '-')}", f"#!/bin/sh\n{script}\n").chmod(0o755)
         for source in (HERE / "run.sh", HERE / "rows.py", HERE.parent / "peers.py"):
@@ -177,6 +178,35 @@ class Run(unittest.TestCase):
             code, text = bundle.run(*words)
             self.assertEqual(code, 2, text)
             self.assertIn("bin/kernels has None bytes", text)
+
+    def test_the_archive_is_unpacked(self):
+        bundle = self.bundle()
+        archive, packed = bundle.folder / "payload.tar.xz", bundle.folder / "packed"
+        packed.mkdir()
+        for name in ("bin", "reference"):
+            (bundle.folder / name).rename(packed / name)
+        builder.pack(packed, archive)
+        shutil.rmtree(packed)
+        whole = archive.read_bytes()
+        archive.write_bytes(whole[: len(whole) // 2])
+        code, text = bundle.run("--dry-run")
+        self.assertEqual(code, 2, text)
+        self.assertIn("payload.tar.xz", text)
+        self.assertFalse((bundle.folder / "bin").exists())
+        archive.write_bytes(whole)
+        for _ in range(2):
+            code, text = bundle.run("--dry-run")
+            self.assertEqual(code, 0, text)
+
+    def test_equal_files_are_packed_once(self):
+        with tempfile.TemporaryDirectory() as folder:
+            inside = Path(folder, "inside")
+            inside.mkdir()
+            kernels = os.urandom(3_000_000)
+            for name in ("one", "two", "three"):
+                (inside / name).write_bytes(os.urandom(1000) + kernels + os.urandom(1000))
+            builder.pack(inside, Path(folder, "packed"))
+            self.assertLess(Path(folder, "packed").stat().st_size, 3_200_000)
 
     def test_wrong_use(self):
         for words in (["nonsense"], ["--nonsense"], ["--budget", "soon"], ["--budget"]):

@@ -77,10 +77,6 @@ pub(crate) fn build(units: &[Unit]) -> Result<(), String> {
     let selftest =
         Unit { name: "selftest".into(), source: "simt/selftest.cu", defines: Vec::new() };
     for unit in units.iter().chain([&selftest]) {
-        if !Path::new(SOURCES).join(unit.source).is_file() {
-            println!("cargo::warning={SOURCES}/{} is missing: no unit {}", unit.source, unit.name);
-            continue;
-        }
         let mut flags = vec![format!("-DREALM_UNIT=\"{}\"", unit.name)];
         if !String::from_utf8_lossy(&compiler.version).contains("clang") {
             flags.extend(CHECKS.map(String::from));
@@ -88,19 +84,7 @@ pub(crate) fn build(units: &[Unit]) -> Result<(), String> {
         flags.extend(unit.defines.iter().map(|define| format!("-D{define}")));
         jobs.push(Job { name: unit.name.clone(), source: unit.source, kernels: true, flags });
     }
-    let mut objects = Vec::new();
-    for (job, result) in jobs.iter().zip(compile_all(&compiler, &jobs)) {
-        match result {
-            Ok(object) => objects.push(object),
-            // TEMPORARY, while kernels are being written: a broken unit does not stop the others.
-            Err(problem) if job.kernels => {
-                for line in problem.lines().filter(|line| line.contains("error")).take(8) {
-                    println!("cargo::warning=BROKEN UNIT {}: {line}", job.name);
-                }
-            }
-            Err(problem) => return Err(problem),
-        }
-    }
+    let objects = compile_all(&compiler, &jobs)?;
     link(&compiler, &objects)
 }
 
@@ -114,8 +98,13 @@ struct Compiler {
 impl Compiler {
     fn new() -> Result<Self, String> {
         println!("cargo::rerun-if-env-changed=CXX");
-        let program = env::var("CXX").ok().filter(|program| !program.is_empty());
-        let program = program.unwrap_or_else(|| "g++".into());
+        let chosen = env::var("CXX").ok().filter(|program| !program.is_empty());
+        let (target, host) = (env::var("TARGET"), env::var("HOST"));
+        if chosen.is_none() && target != host {
+            let target = target.unwrap_or_default();
+            return Err(format!("set CXX to the g++ for {target}: cuda-emulated needs it"));
+        }
+        let program = chosen.unwrap_or_else(|| "g++".into());
         let missing = |cause: &dyn std::fmt::Display| {
             format!(
                 "{program} does not start ({cause}): the feature cuda-emulated, which the tests \
@@ -152,8 +141,10 @@ impl Compiler {
             format!("#include \"{}\"\n", job.source)
         };
         command.args(["-x", "c++", "-c", "-o"]).arg(&part).arg("-");
-        let said = run(&mut command, &text).inspect_err(|_| {
+        let said = run(&mut command, &text).map_err(|problem| {
             let _ = fs::remove_file(&part);
+            let first = problem.lines().find(|line| line.contains("error"));
+            format!("{}: {}\n{problem}", job.name, first.unwrap_or_default())
         })?;
         for line in said.lines().filter(|line| line.contains("warning:")) {
             println!("cargo::warning={}: {line}", job.name);
@@ -187,7 +178,7 @@ fn run(command: &mut Command, input: &str) -> Result<String, String> {
 }
 
 /// Every job's object, in order.
-fn compile_all(compiler: &Compiler, jobs: &[Job]) -> Vec<Result<PathBuf, String>> {
+fn compile_all(compiler: &Compiler, jobs: &[Job]) -> Result<Vec<PathBuf>, String> {
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
     thread::scope(|scope| {

@@ -111,7 +111,9 @@ impl Device {
             }
             Some(wanted) if wanted < layers => {
                 let on_cpu = layers_said(&(0..layers - wanted));
-                let note = format!("{on_cpu} of {layers} on the CPU: --gpu-layers is {wanted}");
+                let s = if layers - wanted == 1 { "s" } else { "" };
+                let note =
+                    format!("{on_cpu} of {layers} run{s} on the CPU: --gpu-layers is {wanted}");
                 Ok((Some(layers - wanted), vec![note]))
             }
             Some(_) => Ok((Some(0), Vec::new())),

@@ -10,9 +10,13 @@ use std::{
 };
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::random::Random;
-use realm_core::backend::{Backend, Precision};
-use realm_runtime::{Engine, EngineOptions, Model, Request, SamplingParams};
+use realm_core::{
+    backend::{Backend, Precision},
+    fuse,
+};
+use realm_runtime::{Engine, EngineOptions, Model, Request, SamplingParams, SplitBackend};
 
 const MODELS: [&str; 2] = ["llama", "llama-256"];
 /// Largest difference of logits, where weights and activations are f32.
@@ -29,7 +33,7 @@ fn ids(path: &Path) -> Result<Vec<u32>, Failed> {
     Ok(words(path)?.into_iter().map(u32::from_le_bytes).collect())
 }
 
-fn engine(folder: &Path, backend: &Arc<dyn Backend>) -> Result<Engine, Failed> {
+fn engine(folder: &Path, backend: &Arc<dyn Backend>, on_cpu: usize) -> Result<Engine, Failed> {
     let model = Model::open(folder.join("model-f32.gguf")).map_err(line)?;
     // Room for what is recorded: 48 tokens and 16 more.
     let options = EngineOptions {
@@ -38,7 +42,14 @@ fn engine(folder: &Path, backend: &Arc<dyn Backend>) -> Result<Engine, Failed> {
         precision: Precision::F32,
         ..EngineOptions::default()
     };
-    Engine::new(&model, backend.clone(), &options).map_err(line)
+    let mut backend = backend.clone();
+    if on_cpu > 0 {
+        let mut graph = model.graph().clone();
+        fuse::fuse(&mut graph);
+        let cpu = Arc::new(CpuBackend::new(&CpuOptions::default()));
+        backend = Arc::new(SplitBackend::new(&graph, on_cpu, cpu, backend).map_err(line)?);
+    }
+    Engine::new(&model, backend, &options).map_err(line)
 }
 
 fn line(error: impl std::fmt::Display) -> Failed {
@@ -47,8 +58,16 @@ fn line(error: impl std::fmt::Display) -> Failed {
 
 /// The tokens that a model chooses greedily are the recorded ones.
 fn greedy(folder: &Path, backend: &Arc<dyn Backend>) -> Result<(), Failed> {
+    greedily(engine(folder, backend, 0)?, folder)
+}
+
+/// So they are with the first layer on the CPU.
+fn split(folder: &Path, backend: &Arc<dyn Backend>) -> Result<(), Failed> {
+    greedily(engine(folder, backend, 1)?, folder)
+}
+
+fn greedily(mut engine: Engine, folder: &Path) -> Result<(), Failed> {
     let (prompt, expected) = (ids(&folder.join("tokens.npy"))?, ids(&folder.join("greedy.npy"))?);
-    let mut engine = engine(folder, backend)?;
     let (max_tokens, sampling) = (expected.len(), SamplingParams::GREEDY);
     let request = Request { prompt, max_tokens, sampling, stop_tokens: vec![] };
     engine.submit(request).map_err(line)?;
@@ -68,7 +87,7 @@ fn logits(folder: &Path, backend: &Arc<dyn Backend>) -> Result<(), Failed> {
         found.extend_from_slice(rows);
         Ok(())
     };
-    engine(folder, backend)?.logits(&prompt, sink).map_err(line)?;
+    engine(folder, backend, 0)?.logits(&prompt, sink).map_err(line)?;
     let pairs = found.iter().zip(&expected);
     let off = pairs.map(|(f, e)| (f - e).abs()).fold(0.0, f32::max);
     let fits = found.len() == expected.len() && found.iter().all(|x| x.is_finite()) && off <= EXACT;
@@ -112,7 +131,8 @@ fn main() -> ExitCode {
         for model in MODELS {
             let folder = folder.join("models").join(model);
             type Check = fn(&Path, &Arc<dyn Backend>) -> Result<(), Failed>;
-            for (what, check) in [("greedy", greedy as Check), ("logits", logits)] {
+            for (what, check) in [("greedy", greedy as Check), ("split", split), ("logits", logits)]
+            {
                 let (folder, backend) = (folder.clone(), backend.clone());
                 let title = format!("{name}/{model}/{what}");
                 trials.push(Trial::test(title, move || check(&folder, &backend)));

@@ -68,7 +68,8 @@ impl Ran {
 /// The binary, with settings of the caller's environment left out.
 pub(crate) fn command<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_realm"));
-    command.args(args).env_remove("REALM_DEVICE").env("REALM_THREADS", "2");
+    command.args(args).env_remove("REALM_DEVICE").env_remove("REALM_GPU_LAYERS");
+    command.env("REALM_THREADS", "2");
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }

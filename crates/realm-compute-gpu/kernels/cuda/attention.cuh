@@ -5,7 +5,7 @@
 
 // A sequence is cut at multiples of this many tokens, whatever its length: each part is summed by one
 // block, and the parts are added in order.
-constexpr u32 SPLIT = 512;
+constexpr u32 SPLIT = 256;
 
 constexpr u32 NO_WINDOW = 0xffffffffu;
 

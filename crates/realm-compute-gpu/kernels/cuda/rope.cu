@@ -149,8 +149,8 @@ KERNEL(rope_kv_write, RopeParams, THREADS) {
     u32 block = 0;
     if (kv_heads > 0) block = block_of(p.step, p.step.sequences[row.sequence], row.position);
     sync_block();
-    wait_for_predecessor();
     let_successor_start();
+    wait_for_predecessor();
 
     const u32 start = block_x() * HEADS_A_BLOCK;
     const u32 end = min(start + HEADS_A_BLOCK, p.heads + 2 * kv_heads);

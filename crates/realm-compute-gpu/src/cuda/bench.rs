@@ -137,7 +137,9 @@ struct Scale {
     /// Launches of a graph, at least.
     launches: usize,
     replays: usize,
-    warm_ups: usize,
+    /// Milliseconds of work before the first replay that counts: an idle device's clocks need a moment
+    /// to rise.
+    warm_up: u64,
 }
 
 impl Scale {
@@ -153,7 +155,7 @@ impl Scale {
             rotated: 768 << 20,
             launches: 50,
             replays: 25,
-            warm_ups: 3,
+            warm_up: 50,
         };
         match sizes {
             Sizes::Full => full,
@@ -168,7 +170,7 @@ impl Scale {
                 rotated: 1 << 18,
                 launches: 2,
                 replays: 1,
-                warm_ups: 0,
+                warm_up: 0,
             },
         }
     }

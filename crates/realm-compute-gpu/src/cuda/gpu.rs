@@ -117,7 +117,10 @@ impl Buffer {
 
     /// Copies bytes to `offset`, on the stream, through page-locked memory; waits. For small things.
     pub(crate) fn write(&self, offset: usize, data: &[u8]) -> Result<(), BackendError> {
-        assert!(offset.checked_add(data.len()).is_some_and(|end| end <= self.bytes), "out of range");
+        assert!(
+            offset.checked_add(data.len()).is_some_and(|end| end <= self.bytes),
+            "out of range"
+        );
         let mut host = HostBuffer::new(&self.gpu, data.len())?;
         host.bytes_mut()[..data.len()].copy_from_slice(data);
         host.upload(0..data.len(), self, offset)?;

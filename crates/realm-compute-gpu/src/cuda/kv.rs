@@ -86,8 +86,10 @@ impl CudaKvPool {
     /// hold, or too little memory.
     pub(crate) fn new(gpu: &Arc<dyn Gpu>, spec: &KvSpec) -> Result<Arc<Self>, BackendError> {
         if spec.block_tokens != KV_BLOCK_TOKENS {
-            let problem =
-                format!("KV blocks of {} tokens where CUDA's have {KV_BLOCK_TOKENS}", spec.block_tokens);
+            let problem = format!(
+                "KV blocks of {} tokens where CUDA's have {KV_BLOCK_TOKENS}",
+                spec.block_tokens
+            );
             return Err(BackendError::Inputs { problem });
         }
         let device = &gpu.facts().name;
@@ -235,7 +237,8 @@ impl KvPool for CudaKvPool {
         let bytes = self.block_bytes();
         if contents.len() != bytes.saturating_mul(blocks.len()) {
             let (found, blocks) = (contents.len(), blocks.len());
-            let problem = format!("{found} swapped bytes do not fill {blocks} KV blocks of {bytes}");
+            let problem =
+                format!("{found} swapped bytes do not fill {blocks} KV blocks of {bytes}");
             return Err(BackendError::Inputs { problem });
         }
         let (mut host, at_once) = self.staging(blocks.len())?;

@@ -100,7 +100,7 @@ fn feasible(case: &Case, kind: Kind) -> bool {
 }
 
 /// Most rows of a case on the emulated device.
-const EMULATED_ROWS: usize = 160;
+const EMULATED_ROWS: usize = 300;
 
 #[test]
 fn every_case_of_the_suite() {

@@ -89,13 +89,14 @@ impl Lab {
             pairs: RopePairs::Adjacent,
             frequencies: &frequencies,
         };
-        let one = |layer| {
+        let one = |at: usize| {
+            let layer = at % layers;
             let (key, value) = (key.address(), value.address());
             let write = rope::Write { kv: &cache, layer, key, value };
             rope::rope_kv_write(&rotation, &write, &step.view, 1)
         };
-        let launches: Vec<Launch> = (0..layers).map(one).collect();
-        Ok(self.replayed(&launches)? / layers as f64)
+        let launches: Vec<Launch> = (0..self.short_launches()).map(one).collect();
+        Ok(self.replayed(&launches)? / launches.len() as f64)
     }
 
     /// A cache of `layers` layers, all of its blocks filled with the same random numbers.

@@ -1,6 +1,9 @@
 //! A device, timed.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use realm_core::{
     DType,
@@ -100,8 +103,10 @@ impl Lab {
         &self,
         start: impl Fn() -> Result<(), BackendError>,
     ) -> Result<f64, BackendError> {
-        for _ in 0..self.scale.warm_ups {
+        let warm = Instant::now() + Duration::from_millis(self.scale.warm_up);
+        while Instant::now() < warm {
             start()?;
+            Mark::new(&self.gpu)?.wait()?;
         }
         let mut marks = vec![Mark::new(&self.gpu)?];
         for _ in 0..self.scale.replays {
@@ -130,11 +135,7 @@ impl Lab {
         let bytes = self.scale.copied;
         let (from, to) = (self.room(bytes)?, self.room(bytes)?);
         from.fill(0x5a)?;
-        // An idle device's clocks need a moment to rise.
         let copy = || self.gpu.copy(to.address(), from.address(), bytes);
-        for _ in 0..10 * self.scale.warm_ups {
-            copy()?;
-        }
         let rate = 2.0 * bytes as f64 / self.median(copy)?;
         self.copy_rate = Some(rate);
         Ok(rate)

@@ -10,10 +10,16 @@ use crate::cuda::{
 };
 
 impl Lab {
-    /// Seconds of one of so many launches alike, replayed.
+    /// Seconds of one of many launches alike, replayed.
     fn repeated(&self, launch: Launch) -> Result<f64, BackendError> {
-        let launches = vec![launch; self.scale.launches];
+        let launches = vec![launch; self.short_launches()];
         Ok(self.replayed(&launches)? / launches.len() as f64)
+    }
+
+    /// Short launches of a graph: so many that the device is not done before the host has started the
+    /// next replay.
+    pub(super) fn short_launches(&self) -> usize {
+        8 * self.scale.launches
     }
 
     /// Seconds of a launch whose blocks end at once: the step has no rows.

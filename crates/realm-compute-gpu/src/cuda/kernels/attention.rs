@@ -22,7 +22,7 @@ use crate::cuda::{
 };
 
 /// Tokens of a sequence that one block sums.
-pub(crate) const SPLIT: usize = 512;
+pub(crate) const SPLIT: usize = 256;
 
 const WARPS: usize = 4;
 /// Pieces of the cache in a warp's ring, and the bytes that one has at most, without scales.
@@ -85,10 +85,14 @@ pub(crate) struct AttentionArgs<'a> {
 pub(crate) fn supports(spec: &AttentionSpec, kv: &CudaKvPool) -> Result<(), String> {
     let head_dim = spec.head_dim;
     if head_dim == 0 || !head_dim.is_multiple_of(8) || head_dim > 256 {
-        return Err(format!("heads have {head_dim} elements; they must be a multiple of 8 up to 256"));
+        return Err(format!(
+            "heads have {head_dim} elements; they must be a multiple of 8 up to 256"
+        ));
     }
     if kv.spec().kv_type == KvType::Q8_0 && !head_dim.is_multiple_of(32) {
-        return Err(format!("a q8_0 cache cannot hold heads of {head_dim} elements; use --kv-type f16"));
+        return Err(format!(
+            "a q8_0 cache cannot hold heads of {head_dim} elements; use --kv-type f16"
+        ));
     }
     if spec.heads == 0 || spec.heads > MAX_ROWS {
         return Err(format!("{} heads; there must be 1 to {MAX_ROWS}", spec.heads));
@@ -134,8 +138,8 @@ impl Variant {
             _ => 8,
         };
         let (dim, lanes) = match head_dim {
-            ..=64 => (64, 8),
-            ..=128 => (128, if heads == 8 { 16 } else { 8 }),
+            0..=64 => (64, 8),
+            65..=128 => (128, if heads == 8 { 16 } else { 8 }),
             _ => (256, if heads == 8 { 32 } else { 16 }),
         };
         Self { dim, heads, lanes }
@@ -148,7 +152,12 @@ impl Variant {
             KvType::F16 | KvType::BF16 => (2, false),
             KvType::Q8_0 => (1, true),
         };
-        let piece = (SLOT_LIMIT / (self.dim * element)).min(16);
+        let most = if self.heads == 8 {
+            (4 * 32 / self.lanes).max(if scaled { 8 } else { 4 })
+        } else {
+            16
+        };
+        let piece = (SLOT_LIMIT / (self.dim * element)).min(16).min(most);
         let scales = if scaled { piece * self.dim / 32 * 2 } else { 0 };
         let ring = WARPS * SLOTS * (piece * self.dim * element + scales);
         let sums = WARPS * 32 / self.lanes * self.heads * (self.dim + 3) * 4;

@@ -94,8 +94,7 @@ impl Step {
             tables.extend_from_slice(&part.table);
         }
         let counts = Counts { rows: rows.len() as u32, ..Counts::default() };
-        let bytes =
-            [counts.as_bytes(), rows.as_bytes(), sequences.as_bytes(), tables.as_bytes()];
+        let bytes = [counts.as_bytes(), rows.as_bytes(), sequences.as_bytes(), tables.as_bytes()];
         let buffers = bytes.map(|bytes| {
             let buffer = Buffer::new(gpu, bytes.len(), "a step").unwrap();
             buffer.write(0, bytes).unwrap();
@@ -120,7 +119,14 @@ impl Contents {
     }
 
     /// A token's key (0) or value (1) of a head, in the core format's bytes.
-    pub(crate) fn row(&self, layer: usize, part: usize, block: u32, head: usize, slot: usize) -> Vec<u8> {
+    pub(crate) fn row(
+        &self,
+        layer: usize,
+        part: usize,
+        block: u32,
+        head: usize,
+        slot: usize,
+    ) -> Vec<u8> {
         let place = &self.pool.places[layer];
         let start = place.parts(BlockId(block))[part].start + head * place.tile_bytes;
         let tile = &self.bytes[start..start + place.tile_bytes];
@@ -137,7 +143,14 @@ impl Contents {
     }
 
     /// The same, as f32.
-    pub(crate) fn values(&self, layer: usize, part: usize, table: &[u32], head: usize, token: usize) -> Vec<f32> {
+    pub(crate) fn values(
+        &self,
+        layer: usize,
+        part: usize,
+        table: &[u32],
+        head: usize,
+        token: usize,
+    ) -> Vec<f32> {
         let block = table[token / KV_BLOCK_TOKENS];
         let bytes = self.row(layer, part, block, head, token % KV_BLOCK_TOKENS);
         let mut values = vec![0.0; self.pool.places[layer].layer.head_dim];

@@ -161,22 +161,14 @@ fn given_cols(graph: &Graph) -> usize {
     graph.given().map_or(0, |value| graph.value(value).cols)
 }
 
-fn allocate(
-    gpu: &Arc<dyn Gpu>,
-    places: &Places,
-) -> Result<(Buffer, Vec<Stage>), BackendError> {
+fn allocate(gpu: &Arc<dyn Gpu>, places: &Places) -> Result<(Buffer, Vec<Stage>), BackendError> {
     let device = Buffer::new(gpu, places.bytes(), "the step's description")?;
     let stage = |_| Ok(Stage { host: HostBuffer::new(gpu, places.bytes())?, copied: None });
     Ok((device, (0..STAGES).map(stage).collect::<Result<_, BackendError>>()?))
 }
 
 /// Writes a description and gives its length.
-fn write(
-    bytes: &mut [u8],
-    places: &Places,
-    inputs: &Inputs<'_>,
-    blocks: &mut Vec<u32>,
-) -> usize {
+fn write(bytes: &mut [u8], places: &Places, inputs: &Inputs<'_>, blocks: &mut Vec<u32>) -> usize {
     let mut put = |at: usize, part: &[u8]| -> Range<usize> {
         bytes[at..at + part.len()].copy_from_slice(part);
         at..at + part.len()

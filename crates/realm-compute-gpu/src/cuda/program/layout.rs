@@ -173,8 +173,7 @@ impl Layout {
             if let Op::GatedLinear(op) = &node.op
                 && !one_kernel(graph, op)
             {
-                let bytes =
-                    most_rows(graph, op.output, limits) * graph.value(op.output).cols * 4;
+                let bytes = most_rows(graph, op.output, limits) * graph.value(op.output).cols * 4;
                 halves[at] = Some([0; 2].map(|_| items.add(bytes, span.first, span.last)));
             }
         }

@@ -168,11 +168,9 @@ impl Lowering<'_> {
             }
             Op::Linear(op) => self.linear(op),
             Op::GatedLinear(op) => self.gated_linear(at, op),
-            Op::Glu(op) => one(elementwise::glu(
-                &unary(op.gate, op.output),
-                self.plain(op.up),
-                op.activation,
-            )),
+            Op::Glu(op) => {
+                one(elementwise::glu(&unary(op.gate, op.output), self.plain(op.up), op.activation))
+            }
             Op::RmsNorm(op) => one(self.rms_norm(op)),
             Op::LayerNorm(op) => one(elementwise::layer_norm(
                 &unary(op.input, op.output),

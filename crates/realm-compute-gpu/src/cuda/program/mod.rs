@@ -100,8 +100,7 @@ impl CudaProgram {
         let blocks = kv.spec().blocks;
         let splits = splits(blocks * KV_BLOCK_TOKENS);
         let arena = Buffer::new(gpu, layout.bytes, "the work memory")?;
-        let partials =
-            Buffer::new(gpu, partial_bytes(graph, &limits, splits), "the work memory")?;
+        let partials = Buffer::new(gpu, partial_bytes(graph, &limits, splits), "the work memory")?;
         let ropes = graph.ropes().iter().map(|table| rope::Frequencies::new(gpu, table));
         let ropes = ropes.collect::<Result<_, _>>()?;
         let description = Description::new(gpu, graph, &limits, blocks)?;

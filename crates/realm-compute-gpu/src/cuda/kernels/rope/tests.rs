@@ -60,7 +60,8 @@ fn expected(
 #[test]
 fn rows_are_rotated_by_their_positions() {
     let (gpu, mut random) = testing::device();
-    for (heads, dim, rotary) in [(1, 8, 8), (3, 40, 16), (9, 64, 64), (32, 128, 128), (5, 256, 64)] {
+    for (heads, dim, rotary) in [(1, 8, 8), (3, 40, 16), (9, 64, 64), (32, 128, 128), (5, 256, 64)]
+    {
         for pairs in [RopePairs::Adjacent, RopePairs::Halves] {
             let (step, parts) = step(&gpu, &mut random, 10);
             let mut table = RopeFrequencies::new(10_000.0, rotary);
@@ -84,7 +85,10 @@ fn rows_are_rotated_by_their_positions() {
                 let expected = expected(&values[at.clone()], position, dim, pairs, &table);
                 for (&found, expected) in found[at.clone()].iter().zip(expected) {
                     let error = (f64::from(found) - expected).abs();
-                    assert!(error < 1e-6, "{heads}x{dim}, {pairs:?}, position {position}: {error:e}");
+                    assert!(
+                        error < 1e-6,
+                        "{heads}x{dim}, {pairs:?}, position {position}: {error:e}"
+                    );
                 }
                 assert!(found[at.clone()] == in_place[at], "in place");
             }
