@@ -143,11 +143,12 @@ fn difficult(random: &mut Random, count: usize, dim: usize) -> Vec<f32> {
             3 => values[last] = f32::NAN,
             4 => values[last] = f32::INFINITY,
             5 => values[last - 1] = f32::NEG_INFINITY,
-            // The largest of its 32 is 127, so others lie halfway between two integers.
+            // The largest of its 32 is 127, so others lie halfway between two integers, or just below.
             6 => {
                 for (i, value) in values[last - 7..].iter_mut().enumerate() {
                     *value = if i == 0 { 127.0 } else { i as f32 - 3.5 };
                 }
+                values[last] = 0.499_999_97;
             }
             7 => values[last] = 65_519.99,
             8 => values[last] = f32::MAX,
