@@ -34,7 +34,7 @@ DEVICE void decode(const u8* tile, u32 chunk, u32 row, u32 c, float (&value)[16]
         F::scales(tile, row, 1, scales[1], mins[1]);
 #pragma unroll
         for (u32 step = 0; step < 4; step++) {
-            u32 forms[2];
+            u32 forms[4];
             F::forms(packed, step, forms);
             // The field ends at bit 6, signed ones at bit 7.
             constexpr u32 PLACE = F::BITS == 8 ? 0 : 7 - F::BITS;

@@ -14,8 +14,12 @@ DEVICE u32 rotate_right(u32 word, u32 bits) {
 DEVICE u32 word_at(const u8* at) { return *reinterpret_cast<const u32*>(at); }
 DEVICE u32x4 words_at(const u8* at) { return *reinterpret_cast<const u32x4*>(at); }
 DEVICE float half_at(const u8* at) { return f16_value(*reinterpret_cast<const u16*>(at)); }
-DEVICE float byte_value(u32 word, u32 i) { return float((word >> (8 * i)) & 0xff); }
-DEVICE float signed_byte_value(u32 word, u32 i) { return float(i8(word >> (8 * i))); }
+// d · (byte i of a word − zero), rounded once. The byte becomes a part of 32768 + byte, whose surplus times
+// d has no more bits than a float: but where d is infinite, it makes the product NaN.
+DEVICE float scaled(float d, u32 bytes, u32 i, u32 zero = 0) {
+    const float byte = bits_float(byte_perm(bytes, 0x47000000, 0x7404 | i << 4));
+    return fmaf(d, byte, -d * float(32768 + zero));
+}
 
 // Both halves of a word.
 DEVICE constexpr u32 twice(u32 half) { return half | half << 16; }
@@ -35,19 +39,15 @@ struct InBf16 {
         return value == 0 ? 0 : (127 + exponent) << 7 | ((value << 7 >> exponent) & 0x7f);
     }
 
-    // Bytes 0 and 2, and bytes 1 and 3, of a form. Bytes of 8 bits are 128 above the weight: the lower
-    // seven give 128 to 255, of which the upper one says whether to subtract 128 or 256.
+    // Bytes 0 and 2 of a word as a register of a fragment. Bytes of 8 bits are 128 above the weight: the
+    // lower seven give 128 to 255, and the upper one says whether to subtract 128 or 256.
     template <u32 BITS>
-    static DEVICE void expand(u32 form, u32& even, u32& odd) {
+    static DEVICE u32 expand(u32 word) {
         if constexpr (BITS == 8) {
-            const u32 next = form >> 8;
-            even = sub_bf16x2((form & twice(0x7f)) | twice(0x4300), (form & twice(0x80)) ^ twice(0x4380));
-            odd = sub_bf16x2((next & twice(0x7f)) | twice(0x4300), (next & twice(0x80)) ^ twice(0x4380));
+            return sub_bf16x2(and_or(word, twice(0x7f), twice(0x4300)),
+                              and_xor(word, twice(0x80), twice(0x4380)));
         } else {
-            constexpr u32 MASK = twice(((1u << BITS) - 1) << (7 - BITS));
-            constexpr u32 ONE = twice(integer(1u << BITS));
-            even = (form & MASK) | ONE;
-            odd = (form >> 8 & MASK) | ONE;
+            return and_or(word, twice(((1u << BITS) - 1) << (7 - BITS)), twice(integer(1u << BITS)));
         }
     }
 
@@ -67,15 +67,11 @@ struct InF16 {
     }
 
     template <u32 BITS>
-    static DEVICE void expand(u32 form, u32& even, u32& odd) {
+    static DEVICE u32 expand(u32 word) {
         if constexpr (BITS == 8) {
-            even = byte_perm(form, four_times(0x64), 0x4240);
-            odd = byte_perm(form, four_times(0x64), 0x4341);
+            return byte_perm(word, four_times(0x64), 0x4240);
         } else {
-            constexpr u32 MASK = twice(((1u << BITS) - 1) << (7 - BITS));
-            constexpr u32 ONE = twice(integer(8u << BITS));
-            even = (form & MASK) | ONE;
-            odd = (form >> 8 & MASK) | ONE;
+            return and_or(word, twice(((1u << BITS) - 1) << (7 - BITS)), twice(integer(8u << BITS)));
         }
     }
 
@@ -111,14 +107,15 @@ struct Packed {
         }
     }
 
-    // Bits of the form outside its fields are anything.
-    DEVICE u32 form(u32 f) const {
-        const u32 lower = rotate_right(low[f * LOW / 8], LOW * (f % (8 / LOW)));
+    // Form f, its bytes turned so that byte `byte` is the first. Bits outside its fields are anything.
+    DEVICE u32 form(u32 f, u32 byte = 0) const {
+        const u32 lower = rotate_right(low[f * LOW / 8], LOW * (f % (8 / LOW)) + (HIGH ? 0 : 8 * byte));
         if constexpr (HIGH == 0) {
             return lower;
         } else {
             constexpr u32 MASK = four_times(((1u << LOW) - 1) << PLACE);
-            return (lower & MASK) | (rotate_right(high[f * HIGH / 8], HIGH * (f % (8 / HIGH))) & ~MASK);
+            const u32 upper = rotate_right(high[f * HIGH / 8], HIGH * (f % (8 / HIGH)));
+            return select_bits(MASK, lower, upper) >> (8 * byte);
         }
     }
 };
@@ -141,9 +138,10 @@ struct Quantized {
     // Significant bits of a form's bytes; 8 stand 128 above a signed integer.
     static constexpr u32 BITS = LOW + HIGH;
     using Chunk = Packed<LOW, HIGH, 7 - BITS + (BITS == 8)>;
-    static DEVICE void forms(const Chunk& chunk, u32 step, u32 (&form)[2]) {
-        form[0] = chunk.form(2 * step);
-        form[1] = chunk.form(2 * step + 1);
+    // Forms 2 step and 2 step + 1, then the same with their second byte first.
+    static DEVICE void forms(const Chunk& chunk, u32 step, u32 (&form)[4]) {
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) form[i] = chunk.form(2 * step + i % 2, i / 2);
     }
 };
 
@@ -193,14 +191,15 @@ struct SixBitScales : Quantized<256, 32, 4, HIGH, 16> {
     static constexpr bool HAS_MIN = true;
     static constexpr u32 ZERO = 0;
     static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[4], float (&min)[4]) {
-        const u32x4 h = words_at(tile + SixBitScales::HEADERS + 16 * row);
-        const float d = f16_value(u16(h.x)), dmin = f16_value(u16(h.x >> 16));
-        const u32 scales = part ? (h.w & four_times(15)) | (h.y >> 2 & four_times(48)) : h.y & four_times(63);
-        const u32 mins = part ? (h.w >> 4 & four_times(15)) | (h.z >> 2 & four_times(48)) : h.z & four_times(63);
+        const u8* header = tile + SixBitScales::HEADERS + 16 * row;
+        const u32 both = word_at(header), first = word_at(header + 4 + 4 * part), lower = word_at(header + 12);
+        const float d = f16_value(u16(both)), dmin = f16_value(u16(both >> 16));
+        const u32 scales = first & four_times(63);
+        const u32 mins = (lower >> (4 * part) & four_times(15)) | (first >> 2 & four_times(48));
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            scale[i] = d * byte_value(scales, i);
-            min[i] = dmin * byte_value(mins, i);
+            scale[i] = scaled(d, scales, i);
+            min[i] = scaled(dmin, mins, i);
         }
     }
 };
@@ -217,8 +216,8 @@ struct q2_k : Quantized<256, 16, 2, 0, 16, 4> {
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
             const u32 bytes = word_at(tile + HEADERS + 16 * row + 8 * part + i / 4 * 4);
-            scale[i] = d * byte_value(bytes & four_times(15), i % 4);
-            min[i] = dmin * byte_value(bytes >> 4 & four_times(15), i % 4);
+            scale[i] = scaled(d, bytes & four_times(15), i % 4);
+            min[i] = scaled(dmin, bytes >> 4 & four_times(15), i % 4);
         }
     }
 };
@@ -236,7 +235,7 @@ struct q3_k : Quantized<256, 16, 2, 1, 12, 2> {
             const u32 lower = word_at(header + 4 * word) >> (4 * part) & four_times(15);
             const u32 bytes = lower | (upper >> (2 * word) & four_times(3)) << 4;
 #pragma unroll
-            for (u32 i = 0; i < 4; i++) scale[4 * word + i] = d * (byte_value(bytes, i) - 32.0f);
+            for (u32 i = 0; i < 4; i++) scale[4 * word + i] = scaled(d, bytes, i, 32);
         }
     }
 };
@@ -250,7 +249,7 @@ struct q6_k : Quantized<256, 16, 4, 2, 16, 2> {
 #pragma unroll
         for (u32 i = 0; i < 8; i++) {
             const u32 bytes = word_at(tile + HEADERS + 16 * row + 8 * part + i / 4 * 4);
-            scale[i] = d * signed_byte_value(bytes, i % 4);
+            scale[i] = scaled(d, bytes ^ four_times(0x80), i % 4, 128);
         }
     }
 };
@@ -279,10 +278,13 @@ struct FourBitLevels : Quantized<TILE, 32, 4, 0, HEADER> {
         const u32 positive = byte_perm(0xa6998d81, 0xf1d9c5b5, indices & 0x7777);
         return byte_perm(negative, positive, (indices >> 1 & 0x4444) | 0x3210);
     }
-    static DEVICE void forms(const Chunk& chunk, u32 step, u32 (&form)[2]) {
+    static DEVICE void forms(const Chunk& chunk, u32 step, u32 (&form)[4]) {
+        // Bytes 0 of both forms, bytes 1; bytes 2, bytes 3.
         const u32 low = levels(chunk.low[step]), high = levels(chunk.low[step] >> 16);
         form[0] = byte_perm(low, high, 0x6420);
         form[1] = byte_perm(low, high, 0x7531);
+        form[2] = byte_perm(low, high, 0x0642);
+        form[3] = byte_perm(low, high, 0x1753);
     }
 };
 
@@ -301,8 +303,7 @@ struct iq4_xs : FourBitLevels<256, 8> {
         const float d = f16_value(u16(first));
 #pragma unroll
         for (u32 i = 0; i < 4; i++) {
-            const u32 six = (lower >> (4 * i) & 15) | (upper >> (2 * i) & 3) << 4;
-            scale[i] = d * float(i32(six) - 32);
+            scale[i] = scaled(d, (lower >> (4 * i) & 15) | (upper >> (2 * i) & 3) << 4, 0, 32);
         }
     }
 };
@@ -369,10 +370,10 @@ constexpr bool SAME<A, A> = true;
 template <class F, class In>
 DEVICE void fragment(const typename F::Chunk& chunk, u32 step, u32 (&a)[4]) {
     if constexpr (!F::FLOAT) {
-        u32 form[2];
+        u32 form[4];
         F::forms(chunk, step, form);
-        In::template expand<F::BITS>(form[0], a[0], a[2]);
-        In::template expand<F::BITS>(form[1], a[1], a[3]);
+#pragma unroll
+        for (u32 i = 0; i < 4; i++) a[i] = In::template expand<F::BITS>(form[i]);
     } else if constexpr ((SAME<F, formats::f16> && SAME<In, InF16>) ||
                          (SAME<F, formats::bf16> && SAME<In, InBf16>)) {
         const u32x4 v = words_at(chunk.chunk + 512 * step + 16 * chunk.lane);

@@ -8,10 +8,12 @@
 //              ballot(b) any(b) all(b). Always the whole warp: every lane must come
 // shared       SHARED(type, name, count) dynamic_shared()
 // copies       copy_async4|8|16(shared, global) copy_async16_stream(shared, global)
-//              commit_async() wait_async<N>() load_stream16(global)
+//              copy_async16_cached(shared, global) commit_async() wait_async<N>()
+//              make_arrival(barrier) copy_bulk_stream(shared, global, bytes, barrier)
+//              wait_arrival(barrier, phase) load_stream16(global)
 // matrices     load_matrix_x2|x4(r, row) load_matrix_x2|x4_trans(r, row) mma_bf16|f16(d, a, b0, b1)
 // numbers      bf16_bits bf16_value f16_bits f16_value pack_bf16 pack_f16 sub_bf16x2 sub_f16x2
-//              byte_perm float_bits bits_float
+//              byte_perm and_or and_xor select_bits float_bits bits_float
 // atomics      atomic_add(u32*|i32*|u64*) atomic_max(u32*) atomic_min(u32*): they return the old
 // value launches     wait_for_predecessor() let_successor_start()
 //
@@ -109,6 +111,12 @@ DEVICE void copy_async16(void* shared, const void* global) {
                  "l"(__cvta_generic_to_global(global))
                  : "memory");
 }
+// Through the L1 cache: for what several blocks of a multiprocessor read.
+DEVICE void copy_async16_cached(void* shared, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),
+                 "l"(__cvta_generic_to_global(global))
+                 : "memory");
+}
 // For what is read once, weights: the first to leave the L2 cache.
 DEVICE void copy_async16_stream(void* shared, const void* global) {
     u64 policy;
@@ -125,6 +133,62 @@ DEVICE void commit_async() { asm volatile("cp.async.commit_group;" ::: "memory")
 template <int N>
 DEVICE void wait_async() {
     asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// A copy of many bytes, of what is read once, ends a phase of a barrier: of eight bytes of shared memory
+// that one thread makes before others know of it. Phases count from 0; a copy begins when the phase
+// before has ended. A block may not end while a copy is on its way to its memory.
+DEVICE void make_arrival(u64* barrier) {
+#if __CUDA_ARCH__ >= 900
+    constexpr u32 ARRIVALS = 1;
+#else
+    constexpr u32 ARRIVALS = 32;
+#endif
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "n"(ARRIVALS)
+                 : "memory");
+#if __CUDA_ARCH__ >= 900
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+}
+// The whole warp calls it, with the same operands; bytes and addresses are multiples of 16.
+DEVICE void copy_bulk_stream(void* shared, const void* global, u32 bytes, u64* barrier) {
+#if __CUDA_ARCH__ >= 900
+    u64 policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile(
+        "{ .reg .pred one; elect.sync _|one, 0xffffffff;"
+        "@one mbarrier.arrive.expect_tx.shared.b64 _, [%3], %2;"
+        "@one cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+        "[%0], [%1], %2, [%3], %4; }" ::"r"(shared_address(shared)),
+        "l"(__cvta_generic_to_global(global)), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
+        : "memory");
+#else
+    for (u32 at = 16 * lane(); at < bytes; at += 512) {
+        copy_async16_stream(static_cast<u8*>(shared) + at, static_cast<const u8*>(global) + at);
+    }
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
+                 : "memory");
+#endif
+}
+// Waits for the end of a phase. Every thread that reads what was copied calls it; then a barrier.
+DEVICE void wait_arrival(u64* barrier, u32 phase) {
+    u32 ended;
+    do {
+#if __CUDA_ARCH__ >= 900
+        asm volatile(
+            "{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+            : "=r"(ended)
+            : "r"(shared_address(barrier)), "r"(phase & 1)
+            : "memory");
+#else
+        asm volatile(
+            "{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; "
+            "}"
+            : "=r"(ended)
+            : "r"(shared_address(barrier)), "r"(phase & 1)
+            : "memory");
+#endif
+    } while (!ended);
 }
 
 // 16 bytes that no kernel of the step writes, past the L1 cache.
@@ -228,6 +292,24 @@ DEVICE u32 sub_f16x2(u32 a, u32 b) {
 }
 // Byte i of the result is byte (selector >> 4i) & 7 of a (0 to 3) and b (4 to 7).
 DEVICE u32 byte_perm(u32 a, u32 b, u32 selector) { return __byte_perm(a, b, selector); }
+
+// (a & mask) | b; (a & mask) ^ b; bits of a where the mask has ones, of b elsewhere. One instruction
+// also where two operands are constants.
+DEVICE u32 and_or(u32 a, u32 mask, u32 b) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(d) : "r"(a), "r"(mask), "r"(b));
+    return d;
+}
+DEVICE u32 and_xor(u32 a, u32 mask, u32 b) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0x6a;" : "=r"(d) : "r"(a), "r"(mask), "r"(b));
+    return d;
+}
+DEVICE u32 select_bits(u32 mask, u32 a, u32 b) {
+    u32 d;
+    asm("lop3.b32 %0, %1, %2, %3, 0xe4;" : "=r"(d) : "r"(a), "r"(b), "r"(mask));
+    return d;
+}
 
 DEVICE u32 atomic_add(u32* to, u32 value) { return atomicAdd(to, value); }
 DEVICE i32 atomic_add(i32* to, i32 value) { return atomicAdd(to, value); }

@@ -58,16 +58,18 @@ struct Scales<F, In, false> {
     static constexpr u32 ROW = F::STAGE_TILES * F::TILE_K / 64 * CHUNK + 4;
     static constexpr u32 BYTES = 16 * ROW * 4;
 
-    // Tile `tile` of a stage, at `planes`: lane 2 r + i does half i of row r.
-    static DEVICE void decode(float* table, const u8* planes, u32 tile) {
+    // Tile `tile` of a stage, at `planes`, or zeros in place of one that is not there, whose integers, being
+    // finite, then add nothing. Lane 2 r + i does half i of row r.
+    static DEVICE void decode(float* table, const u8* planes, u32 tile, bool there) {
         const u32 row = lane() / 2, part = lane() % 2;
         float scale[F::PART], min[F::PART], values[F::PART * WIDTH];
         F::scales(planes, row, part, scale, min);
 #pragma unroll
         for (u32 i = 0; i < F::PART; i++) {
-            values[WIDTH * i] = scale[i];
+            values[WIDTH * i] = there ? scale[i] : 0.0f;
             if constexpr (F::HAS_MIN) {
-                values[WIDTH * i + 1] = fmaf(-float(In::template BIAS<F::BITS>), scale[i], -min[i]);
+                const float sum = fmaf(-float(In::template BIAS<F::BITS>), scale[i], -min[i]);
+                values[WIDTH * i + 1] = there ? sum : 0.0f;
             }
         }
         store_floats(table + ROW * row + (2 * tile + part) * F::PART * WIDTH, values);
@@ -78,91 +80,105 @@ struct Scales<F, In, false> {
 template <class F, class In, u32 N, bool INT8>
 struct TensorRun {
     using Table = Scales<F, In>;
-    static constexpr u32 K = F::STAGE_TILES * F::TILE_K;
-    // A column's activations in a slot are units of 8.
-    static constexpr u32 UNITS = K / 8;
-    static constexpr u32 COLUMN_BYTES = K * 2;
-    static constexpr u32 COLUMN_SCALES = INT8 ? K / INT8_GROUP : 0;
-    using Planes = Stream<F, COLUMN_BYTES + 4 * COLUMN_SCALES>;
+    static constexpr u32 K = Ring<F>::STAGE_K;
+    // A column of a slot: its activations, its scales, and what makes its 16 byte units odd in number, so
+    // that the same unit of eight columns lies in different banks.
+    static constexpr u32 SCALES = 2 * K;
+    static constexpr u32 COLUMN_BYTES = ((SCALES + (INT8 ? K / INT8_GROUP * 4 : 0)) / 16 | 1) * 16;
 
-    Planes stream;
+    Ring<F> ring;
     float* table;
+    // The lane's part of the next stage's first column.
     const u16* input;
-    const float* input_scales;
+    u32 stage;
+    u32 columns;
+    // Where in a slot the lane finds its row of the first two steps' matrices.
+    u32 operand[N];
     float acc[N][4];
 
-    DEVICE TensorRun(const MatvecParams& p, const Segment& segment, u32 tile)
-        : stream(p, segment, tile, Table::BYTES), input(nullptr), input_scales(nullptr), acc{} {
-        table = reinterpret_cast<float*>(dynamic_shared() + warp() * p.warp_bytes);
+    DEVICE explicit TensorRun(const MatvecParams& p)
+        : ring(p, Table::BYTES), input(nullptr), stage(0), columns(0), operand{}, acc{} {
+        table = reinterpret_cast<float*>(dynamic_shared() + uniform(warp()) * p.warp_bytes);
     }
+
+    DEVICE u32 first_column() const { return block_y() * ring.p.group_rows * ring.p.row_columns; }
 
     DEVICE void set_rows(u32 rows) {
-        stream.set_rows(rows);
-        const Columns& from = stream.p.input;
-        input = static_cast<const u16*>(from.data) + size_t(stream.first_column) * from.stride;
-        if constexpr (INT8) {
-            input_scales = from.scales + size_t(stream.first_column) * (from.stride / INT8_GROUP);
+        const MatvecParams& p = ring.p;
+        columns = rows * p.row_columns;
+#pragma unroll
+        for (u32 n = 0; n < N; n++) {
+            operand[n] = Ring<F>::ACTIVATIONS + valid(8 * n + lane() % 8) * COLUMN_BYTES + lane() / 8 * 16;
         }
     }
 
-    // Where a unit of a column lies: swizzled, so that eight columns' units lie in different banks.
-    static DEVICE u32 unit_offset(u32 column, u32 unit) {
-        return column * COLUMN_BYTES + 16 * (unit ^ (column & 7));
+    // A column that stands for this one: itself, or the last that there is.
+    DEVICE u32 valid(u32 column) const { return min(column, columns - 1); }
+
+    // A column's lanes, which have 8 elements each, and the columns of a warp.
+    static constexpr u32 LANES = K < 256 ? K / 8 : 32;
+    static constexpr u32 COLUMNS = 32 / LANES;
+
+    DEVICE void begin(u32 first) {
+        const MatvecParams& p = ring.p;
+        const u32 column = first_column() + lane() / LANES;
+        input = static_cast<const u16*>(p.input.data) + size_t(column) * p.input.stride + first * K +
+                8 * (lane() % LANES);
+        stage = first;
     }
 
-    template <bool ASYNC>
-    DEVICE void copy_activations(u8* slot, u32 stage) const {
-        const u32 stride = stream.p.input.stride;
-        u8* to = slot + Planes::STAGE_BYTES;
-        for (u32 i = lane(); i < stream.columns * UNITS; i += 32) {
-            const u32 column = i / UNITS, unit = i % UNITS;
-            copy16<ASYNC>(to + unit_offset(column, unit),
-                          input + size_t(column) * stride + stage * K + 8 * unit);
-        }
-        if constexpr (INT8) {
-            to += stream.p.columns * COLUMN_BYTES;
-            for (u32 i = lane(); i < stream.columns * (COLUMN_SCALES / 4); i += 32) {
-                const u32 column = i / (COLUMN_SCALES / 4), unit = i % (COLUMN_SCALES / 4);
-                copy16<ASYNC>(to + 16 * i, input_scales + size_t(column) * (stride / INT8_GROUP) +
-                                               stage * COLUMN_SCALES + 4 * unit);
+    DEVICE void copy_activations(u8* slot) {
+        const u32 stride = ring.p.input.stride;
+        u8* to = slot + Ring<F>::ACTIVATIONS + lane() / LANES * COLUMN_BYTES + 16 * (lane() % LANES);
+        if (COLUMNS == 1 || lane() / LANES < columns) copy_async16_cached(to, input);
+#pragma unroll 1
+        for (u32 column = COLUMNS; column < columns; column += COLUMNS) {
+            if (COLUMNS == 1 || column + lane() / LANES < columns) {
+                copy_async16_cached(to + column * COLUMN_BYTES, input + size_t(column) * stride);
             }
         }
+        input += K;
+        if constexpr (INT8) {
+            constexpr u32 UNITS = K / INT8_GROUP / 4;
+            const float* scales = ring.p.input.scales + (size_t(first_column()) * stride + stage * K) / INT8_GROUP;
+#pragma unroll 1
+            for (u32 i = lane(); i < columns * UNITS; i += 32) {
+                const u32 column = i / UNITS, unit = i % UNITS;
+                copy_async16_cached(slot + Ring<F>::ACTIVATIONS + column * COLUMN_BYTES + SCALES + 16 * unit,
+                                    scales + size_t(column) * (stride / INT8_GROUP) + 4 * unit);
+            }
+            stage++;
+        }
     }
 
-    DEVICE void add_stage(const u8* slot, u32 stage) {
-        const u32 valid = stream.stage_tiles(stage);
+    DEVICE void add_stage(const u8* slot, u32 at) {
         if constexpr (!F::FLOAT) {
+            const u32 tiles = ring.tiles(at);
 #pragma unroll
             for (u32 tile = 0; tile < F::STAGE_TILES; tile++) {
-                if (F::STAGE_TILES > 1 && tile >= valid) break;
-                Table::decode(table, slot + tile * F::TILE_BYTES, tile);
+                const u8* planes = slot + Ring<F>::PLANES + tile * F::TILE_BYTES;
+                Table::decode(table, planes, tile, F::STAGE_TILES == 1 || tile < tiles);
             }
             sync_warp();
         }
 #pragma unroll
         for (u32 chunk = 0; chunk < K / 64; chunk++) {
             constexpr u32 CHUNKS = F::TILE_K / 64;
-            if (F::STAGE_TILES > 1 && chunk >= valid * CHUNKS) break;
-            const u8* weights =
-                slot + chunk / CHUNKS * F::TILE_BYTES + chunk % CHUNKS * F::Chunk::CHUNK_BYTES;
+            const u8* weights = slot + Ring<F>::PLANES + chunk / CHUNKS * F::TILE_BYTES +
+                                chunk % CHUNKS * F::Chunk::CHUNK_BYTES;
             add_chunk(typename F::Chunk(weights, lane()), slot, chunk);
         }
     }
 
-    // A column that stands for this one: itself, or the last that there is.
-    DEVICE u32 valid(u32 column) const { return min(column, stream.columns - 1); }
-
     DEVICE void add_chunk(const typename F::Chunk& weights, const u8* slot, u32 chunk) {
-        const u8* activations = slot + Planes::STAGE_BYTES;
         // Two registers a step.
         u32 b[N][8];
 #pragma unroll
         for (u32 n = 0; n < N; n++) {
-            const u32 column = valid(8 * n + lane() % 8);
 #pragma unroll
             for (u32 half = 0; half < 2; half++) {
                 u32 r[4];
-                load_matrix_x4(r, activations + 128 * chunk + unit_offset(column, 4 * half + lane() / 8));
+                load_matrix_x4(r, slot + operand[n] + 128 * chunk + 64 * half);
 #pragma unroll
                 for (u32 i = 0; i < 4; i++) b[n][4 * half + i] = r[i];
             }
@@ -180,22 +196,20 @@ struct TensorRun {
             const float* from = table + Table::ROW * (lane() / 4) + Table::CHUNK * chunk;
             load_floats(from, low);
             load_floats(from + 8 * Table::ROW, high);
-            if constexpr (INT8) {
-                load_factors(activations + stream.p.columns * COLUMN_BYTES, chunk, factor);
-            }
+            if constexpr (INT8) load_factors(slot + Ring<F>::ACTIVATIONS + SCALES, chunk, factor);
             add_groups<0>(weights, b, low, high, factor);
         }
     }
 
     // The two scales in a chunk of the lane's columns 2c, then 2c + 1.
     DEVICE void load_factors(const u8* scales, u32 chunk, float (&factor)[N][4]) const {
-        const float* from = reinterpret_cast<const float*>(scales) + 2 * chunk;
 #pragma unroll
         for (u32 n = 0; n < N; n++) {
 #pragma unroll
             for (u32 i = 0; i < 2; i++) {
                 float both[2];
-                load_floats(from + valid(8 * n + lane() % 4 * 2 + i) * COLUMN_SCALES, both);
+                const u8* column = scales + valid(8 * n + lane() % 4 * 2 + i) * COLUMN_BYTES;
+                load_floats(reinterpret_cast<const float*>(column) + 2 * chunk, both);
                 factor[n][2 * i] = both[0];
                 factor[n][2 * i + 1] = both[1];
             }
@@ -272,7 +286,7 @@ struct TensorRun {
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 const u32 column = 8 * n + lane() % 4 * 2 + i % 2;
-                if (column < stream.columns) sums[16 * column + lane() / 4 + i / 2 * 8] = acc[n][i];
+                if (column < columns) sums[16 * column + lane() / 4 + i / 2 * 8] = acc[n][i];
                 acc[n][i] = 0.0f;
             }
         }
@@ -283,18 +297,20 @@ struct TensorRun {
 #define MATVEC_NAME(format, variant) MATVEC_JOIN(format, variant)
 using Format = formats::FORMAT;
 
-// At most 64 registers: two blocks of 16 warps on a multiprocessor.
-constexpr u32 THREADS = 1024;
-// With more registers.
-constexpr u32 FEW_THREADS = 256;
+// More threads than a block has: bounds with which ptxas spills no register, and stays near 64 of them,
+// so that two blocks of 16 warps fit a multiprocessor.
+constexpr u32 THREADS = Format::FLOAT ? 512 : 768;
+constexpr u32 FEWER_THREADS = 512;
 
 KERNEL(MATVEC_NAME(FORMAT, bf16_n1), MatvecParams, THREADS) { matvec<TensorRun<Format, InBf16, 1, false>>(p); }
 KERNEL(MATVEC_NAME(FORMAT, f16_n1), MatvecParams, THREADS) { matvec<TensorRun<Format, InF16, 1, false>>(p); }
 #if FORMAT_F32 || FORMAT_F16 || FORMAT_BF16
-KERNEL(MATVEC_NAME(FORMAT, f32), MatvecParams, THREADS) { matvec<PlainRun<Format>>(p); }
+KERNEL(MATVEC_NAME(FORMAT, f32), MatvecParams, FEWER_THREADS) { matvec<PlainRun<Format>>(p); }
 #else
-KERNEL(MATVEC_NAME(FORMAT, bf16_n3), MatvecParams, FEW_THREADS) {
+KERNEL(MATVEC_NAME(FORMAT, int8_n1), MatvecParams, FEWER_THREADS) {
+    matvec<TensorRun<Format, InBf16, 1, true>>(p);
+}
+KERNEL(MATVEC_NAME(FORMAT, bf16_n3), MatvecParams, FEWER_THREADS) {
     matvec<TensorRun<Format, InBf16, 3, false>>(p);
 }
-KERNEL(MATVEC_NAME(FORMAT, int8_n1), MatvecParams, THREADS) { matvec<TensorRun<Format, InBf16, 1, true>>(p); }
 #endif

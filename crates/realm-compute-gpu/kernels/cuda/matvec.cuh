@@ -1,5 +1,5 @@
-// What all products of a few rows share: their parameters, the stream of a weight's planes through a
-// warp's ring in shared memory, and the end of a block.
+// What all products of a few rows share: their parameters, a warp's ring of stages in shared memory, and
+// the end of a block.
 //
 // A block has a tile of 16 weight rows. Its warps share the tile's slices of k, whose number depends on
 // the weight's shape alone: each warp sums its slices one by one, and the block adds them in order.
@@ -16,7 +16,10 @@ struct Segment {
     // Row tiles, and rows: those of the last tile may be fewer.
     u32 tiles;
     u32 n;
+    // Slices, and stages of each; so many slices, the first, have one more.
     u32 slices;
+    u32 slice_stages;
+    u32 longer_slices;
     u32 unused;
 };
 
@@ -28,11 +31,12 @@ struct MatvecParams {
     // Rows of the input a block, and columns that each takes.
     u32 group_rows;
     u32 row_columns;
-    // Stages that a warp has in its ring, 4 at most, and columns for which each has room.
+    // Stages of a warp's ring: one only where no slice has more.
     u32 ring_stages;
-    u32 columns;
-    // Bytes of shared memory: a warp's, and where partial sums lie, one slice's after another's.
+    // Bytes of shared memory: a stage's slot, a warp's.
+    u32 slot_bytes;
     u32 warp_bytes;
+    // Where partial sums lie, one slice's after another's.
     u32 partial;
     u32 partial_stride;
     // 0: segments, one after another in the grid. Otherwise one target, activation(first) · second.
@@ -40,6 +44,9 @@ struct MatvecParams {
     u32 unused;
     Segment segments[4];
 };
+
+// A number that is the same in all lanes, so that the compiler knows it.
+DEVICE u32 uniform(u32 value) { return shuffle(value, 0); }
 
 // Where a warp works.
 struct Place {
@@ -51,7 +58,7 @@ struct Place {
     u32 team;
 
     DEVICE explicit Place(const MatvecParams& p)
-        : segment(0), tile(block_x()), member(warp()), team(thread_count() / 32) {
+        : segment(0), tile(block_x()), member(uniform(warp())), team(thread_count() / 32) {
         if (p.activation) {
             team /= 2;
             segment = member >= team;
@@ -62,105 +69,72 @@ struct Place {
     }
 };
 
-// A walk over the stages of a warp's slices.
-struct Walk {
-    u32 slice, stage, end;
-    u32 team, slices, stages;
+// Stages of a slice.
+struct Slice {
+    u32 first, stages;
 
-    DEVICE Walk(const Place& place, u32 slice_count, u32 stage_count)
-        : slice(place.member), stage(0), end(0), team(place.team), slices(slice_count), stages(stage_count) {
-        enter();
-    }
-    DEVICE void enter() {
-        if (done()) return;
-        stage = slice * stages / slices;
-        end = (slice + 1) * stages / slices;
-    }
-    DEVICE bool done() const { return slice >= slices; }
-    DEVICE void next() {
-        if (++stage < end) return;
-        slice += team;
-        enter();
-    }
+    DEVICE Slice(const Segment& segment, u32 index)
+        : first(index * segment.slice_stages + min(index, segment.longer_slices)),
+          stages(segment.slice_stages + (index < segment.longer_slices)) {}
 };
 
-// At most `pending` of the thread's groups of copies are under way.
-DEVICE void wait_pending(u32 pending) {
-    switch (pending) {
-    case 0:
-        wait_async<0>();
-        break;
-    case 1:
-        wait_async<1>();
-        break;
-    case 2:
-        wait_async<2>();
-        break;
-    default:
-        wait_async<3>();
-        break;
-    }
-}
-
-// A copy to shared memory: on its way, or done on return.
-template <bool ASYNC>
-DEVICE void copy16(void* to, const void* from) {
-    if constexpr (ASYNC) {
-        copy_async16(to, from);
-    } else {
-        *static_cast<u32x4*>(to) = *static_cast<const u32x4*>(from);
-    }
-}
-
-// A warp's stream of stages: the planes of F as they lie, and `ROOM` bytes for each column's activations.
-template <class F, u32 ROOM>
-struct Stream {
+// A warp's ring. A slot has the barrier at which its planes arrive, the planes of F as they lie, then
+// each column's activations.
+template <class F>
+struct Ring {
     static constexpr u32 STAGE_K = F::STAGE_TILES * F::TILE_K;
     static constexpr u32 STAGE_BYTES = F::STAGE_TILES * F::TILE_BYTES;
+    static constexpr u32 PLANES = 16;
+    static constexpr u32 ACTIVATIONS = PLANES + STAGE_BYTES;
 
     const MatvecParams& p;
-    // The row tile's planes, its tiles and stages.
-    const u8* planes;
-    u32 tiles, stages;
-    u8* ring;
-    u32 slot_bytes;
-    // The columns of the block's rows, once they are known; the first of them.
-    u32 columns, first_column;
+    // The next stage's planes, and those of the row tile that are not asked for yet, in bytes.
+    const u8* next;
+    u32 left;
+    u8 *start, *end;
 
     // `taken` bytes of the warp's shared memory lie before the ring.
-    DEVICE Stream(const MatvecParams& params, const Segment& segment, u32 tile, u32 taken)
-        : p(params), tiles((p.k + F::TILE_K - 1) / F::TILE_K), columns(0), first_column(0) {
-        stages = (tiles + F::STAGE_TILES - 1) / F::STAGE_TILES;
-        planes = segment.planes + size_t(tile) * tiles * F::TILE_BYTES;
-        ring = dynamic_shared() + warp() * p.warp_bytes + taken;
-        slot_bytes = STAGE_BYTES + p.columns * ROOM;
+    DEVICE Ring(const MatvecParams& params, u32 taken) : p(params), next(nullptr), left(0) {
+        start = dynamic_shared() + uniform(warp()) * p.warp_bytes + taken;
+        end = start + p.ring_stages * p.slot_bytes;
+        if (lane() < p.ring_stages) make_arrival(barrier(start + lane() * p.slot_bytes));
+        sync_warp();
     }
 
-    DEVICE void set_rows(u32 rows) {
-        first_column = block_y() * p.group_rows * p.row_columns;
-        columns = rows * p.row_columns;
+    static DEVICE u64* barrier(u8* slot) { return reinterpret_cast<u64*>(slot); }
+
+    // Goes on with a stage of a row tile.
+    DEVICE void begin(const Segment& segment, u32 tile, u32 stage) {
+        const u32 bytes = (p.k + F::TILE_K - 1) / F::TILE_K * F::TILE_BYTES;
+        next = segment.planes + size_t(tile) * bytes + stage * STAGE_BYTES;
+        left = bytes - stage * STAGE_BYTES;
     }
 
-    // Tiles of a stage: the last stage may lack some.
-    DEVICE u32 stage_tiles(u32 stage) const {
-        return F::STAGE_TILES == 1 ? 1 : min(F::STAGE_TILES, tiles - stage * F::STAGE_TILES);
+    // The last stage of a row may lack tiles.
+    DEVICE void copy_planes(u8* slot) {
+        const u32 bytes = F::STAGE_TILES == 1 ? STAGE_BYTES : min(left, STAGE_BYTES);
+        copy_bulk_stream(slot + PLANES, next, bytes, barrier(slot));
+        next += STAGE_BYTES;
+        left -= bytes;
     }
 
-    DEVICE void copy_weights(u8* slot, u32 stage) const {
-        constexpr u32 PIECES = STAGE_BYTES / 16;
-        const u8* from = planes + stage * STAGE_BYTES + 16 * lane();
-        u8* to = slot + 16 * lane();
-        const u32 pieces = stage_tiles(stage) * (F::TILE_BYTES / 16);
-#pragma unroll
-        for (u32 i = 0; i < PIECES; i += 32) {
-            const bool whole = F::STAGE_TILES == 1 && i + 32 <= PIECES;
-            if (whole || i + lane() < pieces) copy_async16_stream(to + 16 * i, from + 16 * i);
-        }
+    // Waits for the first `count` stages, which nobody needs: memory that a copy is on its way to cannot
+    // be given back.
+    DEVICE void drain(u32 count) const {
+        u8* slot = start;
+        for (u32 i = 0; i < count; i++, slot = after(slot)) wait_arrival(barrier(slot), 0);
     }
 
+    // The tiles of a stage.
+    DEVICE u32 tiles(u32 stage) const {
+        const u32 all = (p.k + F::TILE_K - 1) / F::TILE_K;
+        return F::STAGE_TILES == 1 ? 1 : min(F::STAGE_TILES, all - stage * F::STAGE_TILES);
+    }
+
+    // The slot after this one.
     DEVICE u8* after(u8* slot) const {
-        slot += slot_bytes;
-        return slot == ring + p.ring_stages * slot_bytes ? ring : slot;
+        slot += p.slot_bytes;
+        return slot == end ? start : slot;
     }
 };
 
@@ -223,9 +197,9 @@ DEVICE void finish(const MatvecParams& p, const Place& place, u32 rows) {
     }
 }
 
-// A block's work. Run, made of (params, segment, tile), has a Stream `stream` and the functions
-// set_rows(rows), copy_activations<ASYNC>(slot, stage), add_stage(slot, stage) and put_partial(to), which
-// writes a slice's sums and begins anew.
+// A block's work. Run, made of the parameters, has a Ring `ring` and the functions set_rows(rows),
+// begin(stage), copy_activations(slot), asynchronously, of the stage and then of the ones after it,
+// add_stage(slot, tiles), and put_partial(to), which writes a slice's sums and begins anew.
 template <class Run>
 DEVICE void matvec(const MatvecParams& p) {
     const Place place(p);
@@ -234,55 +208,54 @@ DEVICE void matvec(const MatvecParams& p) {
         wait_for_predecessor();
         if (rows_of_group(p) == 0) return;
     }
-    Run run(p, segment, place.tile);
-    const auto& stream = run.stream;
-
-    // Weights do not wait for the kernel before.
-    Walk ahead(place, segment.slices, stream.stages);
-    u8* slot = stream.ring;
-    for (u32 i = 0; i < p.ring_stages; i++, slot += stream.slot_bytes) {
-        if (!ahead.done()) {
-            stream.copy_weights(slot, ahead.stage);
-            ahead.next();
-        }
-        commit_async();
-    }
-    wait_for_predecessor();
-    let_successor_start();
-    const u32 rows = rows_of_group(p);
-    if (rows == 0) {
-        wait_async<0>();
-        return;
-    }
-    run.set_rows(rows);
-    // Not asynchronously: groups of copies end in order, and these would hold up the first stage until
-    // the last stage's weights have come.
-    slot = stream.ring;
-    Walk at(place, segment.slices, stream.stages);
-    for (u32 i = 0; i < p.ring_stages && !at.done(); i++, slot += stream.slot_bytes) {
-        run.template copy_activations<false>(slot, at.stage);
-        at.next();
-    }
-
+    Run run(p);
+    auto& ring = run.ring;
+    u8* slot = ring.start;
+    u32 phase = 0, rows = 0;
     u8* partial = dynamic_shared() + p.partial;
     if (p.activation) partial += place.segment * p.segments[0].slices * p.partial_stride;
-    slot = stream.ring;
-    at = Walk(place, segment.slices, stream.stages);
-    while (!at.done()) {
-        wait_pending(p.ring_stages - 1);
-        sync_warp();
-        run.add_stage(slot, at.stage);
-        sync_warp();
-        const u32 slice = at.slice;
-        at.next();
-        if (at.slice != slice) run.put_partial(partial + slice * p.partial_stride);
-        if (!ahead.done()) {
-            stream.copy_weights(slot, ahead.stage);
-            run.template copy_activations<true>(slot, ahead.stage);
-            ahead.next();
+
+    for (u32 index = place.member, first = 1; first || index < segment.slices; index += place.team, first = 0) {
+        const Slice slice(segment, index);
+        u32 stages = index < segment.slices ? slice.stages : 0;
+        const u32 early = min(p.ring_stages, stages);
+        // Weights do not wait for the kernel before.
+        ring.begin(segment, place.tile, slice.first);
+        u8* to = slot;
+        for (u32 i = 0; i < early; i++, to = ring.after(to)) ring.copy_planes(to);
+        if (first) {
+            wait_for_predecessor();
+            let_successor_start();
+            rows = rows_of_group(p);
+            if (rows == 0) return ring.drain(early);
+            run.set_rows(rows);
+            if (stages == 0) break;
         }
-        commit_async();
-        slot = stream.after(slot);
+        // A stage's activations are the last group of copies but one when they are waited for.
+        run.begin(slice.first);
+        to = slot;
+        for (u32 i = 0; i < max(p.ring_stages, 2u); i++, to = ring.after(to)) {
+            if (i < early) run.copy_activations(to);
+            commit_async();
+        }
+        for (u32 stage = slice.first; stages > 0; stage++, stages--) {
+            wait_arrival(ring.barrier(slot), phase);
+            wait_async<1>();
+            sync_warp();
+            run.add_stage(slot, stage);
+            sync_warp();
+            if (stages > p.ring_stages) {
+                ring.copy_planes(slot);
+                run.copy_activations(slot);
+            }
+            commit_async();
+            slot += p.slot_bytes;
+            if (slot == ring.end) {
+                slot = ring.start;
+                phase ^= 1;
+            }
+        }
+        run.put_partial(partial + index * p.partial_stride);
     }
     finish(p, place, rows);
 }

@@ -7,42 +7,41 @@ struct PlainRun {
     // Rows of a group.
     static constexpr u32 ROWS = 8;
     static constexpr u32 K = F::TILE_K;
-    using Planes = Stream<F, K * 4>;
 
-    Planes stream;
+    Ring<F> ring;
     const float* input;
+    u32 stage;
+    u32 rows;
     // The lane's share of the products of weight rows g and g + 8 with each row.
     float acc[ROWS][2];
 
-    DEVICE PlainRun(const MatvecParams& p, const Segment& segment, u32 tile)
-        : stream(p, segment, tile, 0), input(nullptr), acc{} {}
+    DEVICE explicit PlainRun(const MatvecParams& p) : ring(p, 0), input(nullptr), stage(0), rows(0), acc{} {}
 
-    DEVICE void set_rows(u32 rows) {
-        stream.set_rows(rows);
-        input = static_cast<const float*>(stream.p.input.data) +
-                size_t(stream.first_column) * stream.p.input.stride;
+    DEVICE void set_rows(u32 count) {
+        const MatvecParams& p = ring.p;
+        rows = count;
+        input = static_cast<const float*>(p.input.data) + size_t(block_y() * p.group_rows) * p.input.stride;
     }
 
+    DEVICE void begin(u32 first) { stage = first; }
+
     // Rows have any length: zeros follow the last.
-    template <bool ASYNC>
-    DEVICE void copy_activations(u8* slot, u32 stage) const {
-        float* to = reinterpret_cast<float*>(slot + Planes::STAGE_BYTES);
-        for (u32 i = lane(); i < stream.columns * K; i += 32) {
+    DEVICE void copy_activations(u8* slot) {
+        float* to = reinterpret_cast<float*>(slot + Ring<F>::ACTIVATIONS);
+        for (u32 i = lane(); i < rows * K; i += 32) {
             const u32 row = i / K, k = stage * K + i % K;
-            const float* from = input + size_t(row) * stream.p.input.stride + k;
-            if (k >= stream.p.k) {
-                to[i] = 0.0f;
-            } else if constexpr (ASYNC) {
-                copy_async4(to + i, from);
+            if (k < ring.p.k) {
+                copy_async4(to + i, input + size_t(row) * ring.p.input.stride + k);
             } else {
-                to[i] = *from;
+                to[i] = 0.0f;
             }
         }
+        stage++;
     }
 
     DEVICE void add_stage(const u8* slot, u32) {
-        const typename F::Chunk chunk(slot, lane());
-        const float* from = reinterpret_cast<const float*>(slot + Planes::STAGE_BYTES) + lane() % 4 * 2;
+        const typename F::Chunk chunk(slot + Ring<F>::PLANES, lane());
+        const float* from = reinterpret_cast<const float*>(slot + Ring<F>::ACTIVATIONS) + lane() % 4 * 2;
 #pragma unroll
         for (u32 step = 0; step < K / 16; step++) {
             // Rows g, g + 8 of k 2c and 2c + 1, then of k 2c + 8 and 2c + 9.
@@ -50,7 +49,7 @@ struct PlainRun {
             F::values(chunk, step, weight);
 #pragma unroll
             for (u32 row = 0; row < ROWS; row++) {
-                if (row >= stream.columns) break;
+                if (row >= rows) break;
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
                     const f32x2 x = *reinterpret_cast<const f32x2*>(from + row * K + 16 * step + 8 * half);
@@ -73,7 +72,7 @@ struct PlainRun {
                 float sum = acc[row][i];
                 sum += shuffle_xor(sum, 1);
                 sum += shuffle_xor(sum, 2);
-                if (lane() % 4 == 0 && row < stream.columns) sums[16 * row + lane() / 4 + 8 * i] = sum;
+                if (lane() % 4 == 0 && row < rows) sums[16 * row + lane() / 4 + 8 * i] = sum;
                 acc[row][i] = 0.0f;
             }
         }

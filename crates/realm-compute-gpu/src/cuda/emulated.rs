@@ -89,12 +89,18 @@ struct Allocation {
     written: usize,
 }
 
+/// A mark: when the stream passed it.
+struct Passed {
+    at: Option<Instant>,
+    timed: bool,
+}
+
 #[derive(Default)]
 struct State {
     device: BTreeMap<u64, Allocation>,
     host: BTreeMap<u64, Allocation>,
     queue: VecDeque<Op>,
-    marks: HashMap<u64, Option<Instant>>,
+    marks: HashMap<u64, Passed>,
     recordings: HashMap<u64, Arc<[Launch]>>,
     handles: u64,
     random: u64,
@@ -120,7 +126,7 @@ impl State {
     /// Runs the queue, up to a mark or all of it.
     fn run(&mut self, until: Option<u64>) -> Result<(), BackendError> {
         while self.failure.is_none()
-            && until.is_none_or(|mark| self.marks.get(&mark).is_some_and(Option::is_none))
+            && until.is_none_or(|mark| self.marks.get(&mark).is_some_and(|mark| mark.at.is_none()))
             && let Some(op) = self.queue.pop_front()
         {
             if let Err((call, cause)) = self.step(op) {
@@ -151,7 +157,7 @@ impl State {
             }
             Op::Mark(mark) => {
                 if let Some(passed) = self.marks.get_mut(&mark) {
-                    *passed = Some(Instant::now());
+                    passed.at = Some(Instant::now());
                 }
             }
             Op::Release(address) => drop(self.device.remove(&address)),
@@ -298,10 +304,10 @@ impl Gpu for Emulated {
         self.state().recordings.remove(&recording);
     }
 
-    fn mark(&self) -> Result<u64, BackendError> {
+    fn mark(&self, timed: bool) -> Result<u64, BackendError> {
         let mut state = self.state();
         let handle = state.handle();
-        state.marks.insert(handle, None);
+        state.marks.insert(handle, Passed { at: None, timed });
         state.queue.push_back(Op::Mark(handle));
         Ok(handle)
     }
@@ -312,13 +318,13 @@ impl Gpu for Emulated {
 
     fn seconds(&self, from: u64, to: u64) -> Result<f64, BackendError> {
         let state = self.state();
-        let passed = |mark| state.marks.get(&mark).copied().flatten();
+        let passed = |mark| state.marks.get(&mark).filter(|mark| mark.timed)?.at;
         match (passed(from), passed(to)) {
             (Some(from), Some(to)) => Ok(to.saturating_duration_since(from).as_secs_f64()),
             _ => Err(BackendError::Failed {
                 device: NAME.into(),
                 call: "seconds".into(),
-                cause: "the stream has not passed the mark".into(),
+                cause: "a mark is not timed, or the stream has not passed it".into(),
             }),
         }
     }

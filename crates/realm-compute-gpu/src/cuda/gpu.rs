@@ -76,11 +76,11 @@ pub(crate) trait Gpu: Send + Sync {
     /// Gives a recording back.
     fn release_recording(&self, recording: u64);
 
-    /// Marks the point that the stream has come to.
-    fn mark(&self) -> Result<u64, BackendError>;
+    /// Marks the point that the stream has come to; `timed` for [`Gpu::seconds`].
+    fn mark(&self, timed: bool) -> Result<u64, BackendError>;
     /// Waits until the stream has passed a mark.
     fn wait(&self, mark: u64) -> Result<(), BackendError>;
-    /// Seconds between two marks that were passed.
+    /// Seconds between two timed marks that were passed.
     fn seconds(&self, from: u64, to: u64) -> Result<f64, BackendError>;
     /// Gives a mark back.
     fn release_mark(&self, mark: u64);
@@ -217,7 +217,12 @@ pub(crate) struct Mark {
 impl Mark {
     /// Where the stream is now.
     pub(crate) fn new(gpu: &Arc<dyn Gpu>) -> Result<Self, BackendError> {
-        Ok(Self { gpu: gpu.clone(), handle: gpu.mark()? })
+        Ok(Self { gpu: gpu.clone(), handle: gpu.mark(false)? })
+    }
+
+    /// Where the stream is now, and when it comes there.
+    pub(crate) fn timed(gpu: &Arc<dyn Gpu>) -> Result<Self, BackendError> {
+        Ok(Self { gpu: gpu.clone(), handle: gpu.mark(true)? })
     }
 
     /// Waits until the stream has passed it.
@@ -225,7 +230,7 @@ impl Mark {
         self.gpu.wait(self.handle)
     }
 
-    /// Seconds since an earlier mark; both were passed.
+    /// Seconds since an earlier mark; both are timed and were passed.
     pub(crate) fn seconds_since(&self, earlier: &Self) -> Result<f64, BackendError> {
         self.gpu.seconds(earlier.handle, self.handle)
     }

@@ -91,6 +91,15 @@ fn previous_tokens(backend: &dyn Backend) -> Result<(), Failed> {
     let again = first.read().map_err(line)?.sampled;
     ensure(again == sampled, || format!("sampled {again:?}, then {sampled:?}"))?;
 
+    // The step that is meant need not be the last one.
+    let first = setup.prefill(&blocks).map_err(line)?;
+    let other = PROMPT.map(|id| Token::Id(id + 20));
+    let other = setup.step(&other, 0, &blocks[3..], None).map_err(line)?;
+    let second = setup.step(&[Token::Previous(0)], PROMPT.len(), &blocks, Some(&*first));
+    let second = second.and_then(|step| step.read()).map_err(line)?;
+    ensure(second == by_host, || "an earlier step's token gives other results".into())?;
+    drop((first, other));
+
     for (row, previous) in [(0, None), (1, Some(setup.prefill(&blocks).map_err(line)?))] {
         let result =
             setup.step(&[Token::Previous(row)], PROMPT.len(), &blocks, previous.as_deref());

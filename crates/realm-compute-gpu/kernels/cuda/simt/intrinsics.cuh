@@ -79,6 +79,14 @@ DEVICE void copy_async16(void* shared, const void* global) { simt::copy_async(sh
 DEVICE void copy_async16_stream(void* shared, const void* global) {
     simt::copy_async(shared, global, 16);
 }
+DEVICE void copy_async16_cached(void* shared, const void* global) {
+    simt::copy_async(shared, global, 16);
+}
+DEVICE void make_arrival(u64* barrier) { simt::make_arrival(barrier); }
+DEVICE void copy_bulk_stream(void* shared, const void* global, u32 bytes, u64* barrier) {
+    simt::copy_bulk(shared, global, bytes, barrier);
+}
+DEVICE void wait_arrival(u64* barrier, u32 phase) { simt::wait_arrival(barrier, phase); }
 DEVICE void commit_async() { simt::commit_async(); }
 template <int N>
 DEVICE void wait_async() {
@@ -133,6 +141,10 @@ DEVICE u32 byte_perm(u32 a, u32 b, u32 selector) {
     for (u32 i = 0; i < 4; i++) d |= u32(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
     return d;
 }
+
+DEVICE u32 and_or(u32 a, u32 mask, u32 b) { return (a & mask) | b; }
+DEVICE u32 and_xor(u32 a, u32 mask, u32 b) { return (a & mask) ^ b; }
+DEVICE u32 select_bits(u32 mask, u32 a, u32 b) { return (a & mask) | (b & ~mask); }
 
 DEVICE u32 atomic_add(u32* to, u32 value) { return simt::atomic_add(to, value); }
 DEVICE i32 atomic_add(i32* to, i32 value) {

@@ -145,6 +145,8 @@ void* shared_array(const void* site, size_t bytes) { return worker->shared_array
 void copy_async(void* to, const void* from, size_t bytes) { worker->copy_async(to, from, bytes); }
 void commit_async() { worker->commit_async(); }
 void wait_async(int pending) { worker->wait_async(static_cast<size_t>(pending)); }
+void make_arrival(void* barrier) { worker->make_arrival(barrier); }
+void wait_arrival(void* barrier, unsigned phase) { worker->wait_arrival(barrier, phase); }
 void wait_for_predecessor() { worker->wait_for_predecessor(); }
 
 Words load_stream16(const void* global) {

@@ -26,6 +26,7 @@ enum class Op : unsigned {
     LoadMatrix4T,
     MmaBf16,
     MmaF16,
+    CopyBulk,
 };
 
 // Waits until the 32 lanes have come, each with its operands; the last one computes for all.
@@ -38,6 +39,10 @@ void* shared_array(const void* site, size_t bytes);
 void copy_async(void* shared, const void* global, size_t bytes);
 void commit_async();
 void wait_async(int pending);
+void make_arrival(void* barrier);
+// The whole warp's, with the same operands.
+void copy_bulk(void* shared, const void* global, size_t bytes, void* barrier);
+void wait_arrival(void* barrier, unsigned phase);
 void wait_for_predecessor();
 
 struct Words {

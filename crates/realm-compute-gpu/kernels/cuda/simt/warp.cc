@@ -59,6 +59,17 @@ void compute_load_matrix(void* const* operands) {
     }
 }
 
+void compute_copy_bulk(void* const* operands) {
+    const auto& first = *static_cast<BulkCopy*>(operands[0]);
+    for (unsigned lane = 1; lane < 32; lane++) {
+        const auto& other = *static_cast<BulkCopy*>(operands[lane]);
+        if (other.copy.to != first.copy.to || other.copy.from != first.copy.from ||
+            other.copy.bytes != first.copy.bytes || other.barrier != first.barrier)
+            fail("lanes of a warp call copy_bulk with different operands");
+    }
+    worker->copy_bulk(first);
+}
+
 struct Mma {
     Sums sums;
     unsigned a[4], b0, b1;
@@ -110,6 +121,13 @@ void compute_mma(void* const* operands) {
 }
 
 }  // namespace
+
+void copy_bulk(void* shared, const void* global, size_t bytes, void* barrier) {
+    BulkCopy operands = {
+        {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes},
+        barrier};
+    collective(Op::CopyBulk, compute_copy_bulk, &operands);
+}
 
 unsigned shuffle(unsigned value, unsigned from) {
     Shuffle operands = {value, from};

@@ -40,7 +40,7 @@ const char* name(Op op) {
         "sync_warp",      "a 4-byte shuffle",     "an 8-byte shuffle",
         "a ballot",       "load_matrix_x2",       "load_matrix_x2_trans",
         "load_matrix_x4", "load_matrix_x4_trans", "mma_bf16",
-        "mma_f16",
+        "mma_f16",        "copy_bulk",
     };
     return names[static_cast<unsigned>(op)];
 }
@@ -103,6 +103,8 @@ void Worker::run_block(unsigned index) {
     }
     ready_warps = ~0u >> (32 - count);
     waiting = ended = 0;
+    arrivals.clear();
+    bulk_copies.clear();
     moment++;
     current = random() % launch->threads;
     pick(current);
@@ -111,6 +113,10 @@ void Worker::run_block(unsigned index) {
     realm_simt_switch(&host, fibers[current].stack);
     running = false;
     if (!error.empty()) return;
+    if (!bulk_copies.empty()) {
+        note(current, "the block ended while a copy_bulk was on its way to its shared memory");
+        return;
+    }
     if (const char* array = find_stray_write()) {
         char text[160];
         snprintf(text, sizeof text,
@@ -350,6 +356,52 @@ void Worker::wait_async(size_t pending) {
     fiber.groups.erase(fiber.groups.begin(),
                        fiber.groups.begin() + static_cast<ptrdiff_t>(landing));
     for (size_t& end : fiber.groups) end -= count;
+}
+
+Arrival& Worker::find_arrival(const void* barrier) {
+    simt::access(barrier, 8, {Kind::Atomic, Where::Shared, 8, "a barrier of copy_bulk"});
+    for (Arrival& arrival : arrivals) {
+        if (arrival.barrier == barrier) return arrival;
+    }
+    fail("a barrier without make_arrival");
+}
+
+void Worker::make_arrival(void* barrier) {
+    simt::access(barrier, 8, {Kind::Write, Where::Shared, 8, "make_arrival"});
+    for (const Arrival& arrival : arrivals) {
+        if (arrival.barrier == barrier) fail("make_arrival for the second time");
+    }
+    arrivals.push_back({barrier, 0});
+}
+
+void Worker::copy_bulk(const BulkCopy& bulk) {
+    const Copy& copy = bulk.copy;
+    if (copy.bytes % 16) fail("copy_bulk of bytes that are no multiple of 16");
+    find_arrival(bulk.barrier);
+    for (const BulkCopy& other : bulk_copies) {
+        if (other.barrier == bulk.barrier) fail("copy_bulk in the same phase as another");
+    }
+    // Its beginning and its end are ordered by the barrier, whichever threads they fall to.
+    simt::access(copy.to, copy.bytes, {Kind::Atomic, Where::Shared, 16, "copy_bulk"});
+    simt::access(copy.from, copy.bytes, {Kind::Read, Where::Global, 16, "copy_bulk"});
+    memset(copy.to, POISON, copy.bytes);
+    bulk_copies.push_back(bulk);
+}
+
+void Worker::wait_arrival(void* barrier, unsigned phase) {
+    Arrival& arrival = find_arrival(barrier);
+    if (arrival.phases % 2 != phase % 2) return;
+    for (size_t i = 0; i < bulk_copies.size(); i++) {
+        if (bulk_copies[i].barrier != barrier) continue;
+        const Copy copy = bulk_copies[i].copy;
+        simt::access(copy.to, copy.bytes,
+                     {Kind::Atomic, Where::Shared, 1, "the end of a copy_bulk"});
+        memcpy(copy.to, copy.from, copy.bytes);
+        bulk_copies.erase(bulk_copies.begin() + static_cast<ptrdiff_t>(i));
+        arrival.phases++;
+        return;
+    }
+    fail("waits for a copy_bulk that nobody began");
 }
 
 }  // namespace simt

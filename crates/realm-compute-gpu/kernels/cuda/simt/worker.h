@@ -63,6 +63,17 @@ struct Copy {
     size_t bytes;
 };
 
+// A barrier at which copies of many bytes arrive; phases that have ended.
+struct Arrival {
+    const void* barrier;
+    unsigned phases;
+};
+
+struct BulkCopy {
+    Copy copy;
+    const void* barrier;
+};
+
 // Where the running thread stands.
 struct Here {
     unsigned thread, threads;
@@ -120,6 +131,9 @@ class Worker {
     void copy_async(void* shared, const void* global, size_t bytes);
     void commit_async();
     void wait_async(size_t pending);
+    void make_arrival(void* barrier);
+    void copy_bulk(const BulkCopy& copy);
+    void wait_arrival(void* barrier, unsigned phase);
     void wait_for_predecessor() { fibers[current].waited = true; }
     void access(const void* address, size_t bytes, const Access& access);
     [[noreturn]] void fail(const char* message);
@@ -141,6 +155,7 @@ class Worker {
     void explain_deadlock();
     void note(unsigned thread, const char* message);
     static void start();
+    Arrival& find_arrival(const void* barrier);
     Range* in_global(uintptr_t address, size_t bytes);
     void access_shared(const unsigned char* address, size_t bytes, const Access& access);
     void access_global(const void* address, size_t bytes, const Access& access);
@@ -162,6 +177,9 @@ class Worker {
     unsigned char* shared;
     size_t shared_used = 0;
     std::vector<SharedArray> arrays;
+    std::vector<Arrival> arrivals;
+    // Under way, oldest first.
+    std::vector<BulkCopy> bulk_copies;
     Range* last_range = nullptr;
     Shadow shadow;
     // Counts the blocks' starts and their barriers.

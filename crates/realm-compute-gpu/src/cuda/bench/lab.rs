@@ -108,10 +108,10 @@ impl Lab {
             start()?;
             Mark::new(&self.gpu)?.wait()?;
         }
-        let mut marks = vec![Mark::new(&self.gpu)?];
+        let mut marks = vec![Mark::timed(&self.gpu)?];
         for _ in 0..self.scale.replays {
             start()?;
-            marks.push(Mark::new(&self.gpu)?);
+            marks.push(Mark::timed(&self.gpu)?);
         }
         let mut spans = Vec::with_capacity(self.scale.replays);
         for pair in marks.windows(2) {

@@ -24,6 +24,10 @@ use crate::{
 
 pub(super) const OUT_OF_MEMORY: c_int = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as c_int;
 
+/// Set to anything, it keeps launches from overlapping: where that changes results, a kernel does not
+/// wait where it must.
+const SERIAL: &str = "REALM_CUDA_SERIAL";
+
 /// A handle that goes from thread to thread.
 #[derive(Clone, Copy)]
 pub(super) struct Handle(pub(super) Raw);
@@ -87,7 +91,8 @@ impl Device {
             context: Handle::NONE,
             stream: Handle::NONE,
             recorder: Mutex::new(Handle::NONE),
-            overlaps: properties.compute_capability >= (9, 0),
+            overlaps: properties.compute_capability >= (9, 0)
+                && std::env::var_os(SERIAL).is_none(),
             images,
             modules: Mutex::default(),
             lost: OnceLock::new(),
@@ -332,11 +337,13 @@ impl Gpu for Device {
         }
     }
 
-    fn mark(&self) -> Result<u64, BackendError> {
+    fn mark(&self, timed: bool) -> Result<u64, BackendError> {
+        const UNTIMED: u32 = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as u32;
         self.enter()?;
         let mut event = ptr::null_mut();
-        // SAFETY: the pointer is to a live handle; without flags an event takes times.
-        let code = unsafe { (self.calls.event_create)(&mut event, 0) };
+        let flags = if timed { 0 } else { UNTIMED };
+        // SAFETY: the pointer is to a live handle.
+        let code = unsafe { (self.calls.event_create)(&mut event, flags) };
         self.check("cuEventCreate", code)?;
         // SAFETY: the event was just made.
         let code = unsafe { (self.calls.event_record)(event, self.stream.0) };

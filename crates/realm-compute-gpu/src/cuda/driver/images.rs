@@ -48,14 +48,14 @@ impl Images {
 
     /// Whether a device of this compute capability runs them. Machine code of a capability runs on
     /// later minor versions of the same major one; with an `f` the same, with an `a` on that very
-    /// one; from PTX (of capability 8.0) the driver makes machine code for any later device.
+    /// one; from PTX (of capability 9.0) the driver makes machine code for any later device.
     pub(super) fn run_on(&self, (major, minor): (u32, u32)) -> bool {
         self.archs.iter().any(|arch| {
             let number = arch.trim_end_matches(['a', 'f']);
             match number.parse::<u32>() {
                 Ok(number) if arch.ends_with('a') => number == 10 * major + minor,
                 Ok(number) => number / 10 == major && number % 10 <= minor,
-                Err(_) => (major, minor) >= (8, 0),
+                Err(_) => (major, minor) >= (9, 0),
             }
         })
     }
@@ -90,7 +90,8 @@ mod tests {
             (&["90a"], (9, 1), false),
             (&["89"], (8, 6), false),
             (&["100f"], (10, 3), true),
-            (&["ptx"], (7, 5), false),
+            (&["ptx"], (8, 6), false),
+            (&["ptx"], (9, 0), true),
         ] {
             assert_eq!(runs(archs, capability), expected, "{archs:?} on {capability:?}");
         }

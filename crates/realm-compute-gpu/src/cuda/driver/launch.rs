@@ -92,6 +92,13 @@ impl Device {
         let code =
             unsafe { (self.calls.func_get_param_info)(function, 0, &mut offset, &mut parameters) };
         self.check(&named("cuFuncGetParamInfo", launch), code)?;
+        // The same split of an SM's memory for all kernels: it drains before it changes its split, and
+        // then launches would not overlap.
+        const CARVEOUT: u32 =
+            sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as u32;
+        // SAFETY: the function's module stays loaded as long as `self` lives.
+        let code = unsafe { (self.calls.func_set_attribute)(function, CARVEOUT, 100) };
+        self.check(&named("cuFuncSetAttribute", launch), code)?;
         Ok(Function { handle: Handle(function), parameters, shared: 0 })
     }
 

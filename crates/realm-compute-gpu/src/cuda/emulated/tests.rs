@@ -124,7 +124,7 @@ fn recordings_marks_and_copies_keep_their_order() {
             launch("copy_words", [1, 1, 1], 32, arguments)
         };
         let recording = Recording::new(&gpu, &[step(&a, &b), step(&b, &c)]).unwrap();
-        let start = Mark::new(&gpu).unwrap();
+        let start = Mark::timed(&gpu).unwrap();
         recording.replay().unwrap();
         let mut host = HostBuffer::new(&gpu, 32).unwrap();
         host.download(0, &c, 0..16).unwrap();
@@ -133,7 +133,7 @@ fn recordings_marks_and_copies_keep_their_order() {
         recording.replay().unwrap();
         drop(recording);
         host.download(16, &c, 0..16).unwrap();
-        let end = Mark::new(&gpu).unwrap();
+        let end = Mark::timed(&gpu).unwrap();
         end.wait().unwrap();
         assert!(end.seconds_since(&start).unwrap() >= 0.0);
         let nines = 0x0909_0909u32;

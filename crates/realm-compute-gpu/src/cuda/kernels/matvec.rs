@@ -29,6 +29,8 @@ const MAX_SLICES: usize = 16;
 const WIDE_WARPS: usize = 8;
 /// Most stages in a warp's ring.
 const MAX_RING: usize = 4;
+/// Bytes at the start of a slot.
+const BARRIER_BYTES: usize = 16;
 /// Bytes of shared memory a warp with which 32 warps fit a multiprocessor of sm_90.
 const WARP_BYTES: usize = 7040;
 
@@ -64,6 +66,8 @@ struct SegmentParams {
     tiles: u32,
     n: u32,
     slices: u32,
+    slice_stages: u32,
+    longer_slices: u32,
     unused: u32,
 }
 
@@ -77,7 +81,7 @@ struct Params {
     group_rows: u32,
     row_columns: u32,
     ring_stages: u32,
-    columns: u32,
+    slot_bytes: u32,
     warp_bytes: u32,
     partial: u32,
     partial_stride: u32,
@@ -97,7 +101,8 @@ pub(crate) fn linear(
     count: u64,
     segments: &[Segment<'_>],
 ) -> Launch {
-    launch(&Product { input, k, rows, count, segments, activation: None })
+    let limit = segments[0].weight.shared_memory();
+    launch(&Product { input, k, rows, count, segments, activation: None, limit })
 }
 
 /// `activation(input · gateᵀ + bias) · (input · upᵀ + bias)`; otherwise as [`linear`].
@@ -113,8 +118,8 @@ pub(crate) fn gated(
     target: Columns,
 ) -> Launch {
     let segments = [gate, up].map(|(weight, bias)| Segment { weight, bias, target });
-    let activation = Some(activation);
-    launch(&Product { input, k, rows, count, segments: &segments, activation })
+    let (activation, limit) = (Some(activation), gate.0.shared_memory());
+    launch(&Product { input, k, rows, count, segments: &segments, activation, limit })
 }
 
 struct Product<'a> {
@@ -124,12 +129,13 @@ struct Product<'a> {
     count: u64,
     segments: &'a [Segment<'a>],
     activation: Option<Activation>,
+    /// Bytes of shared memory that a block may have.
+    limit: usize,
 }
 
 fn launch(product: &Product<'_>) -> Launch {
-    let &Product { input, k, rows, count, segments, activation } = product;
-    let weight = segments[0].weight;
-    let (dtype, form) = (weight.info().dtype, input.form());
+    let &Product { input, k, rows, count, segments, activation, limit } = product;
+    let (dtype, form) = (segments[0].weight.info().dtype, input.form());
     assert!(segments.len() <= SEGMENTS, "{} segments", segments.len());
     for segment in segments {
         let info = segment.weight.info();
@@ -141,30 +147,34 @@ fn launch(product: &Product<'_>) -> Launch {
     let group_rows = if form.columns() > 1 && narrow { NARROW_ROWS } else { GROUP_ROWS };
     let columns = rows.min(group_rows) * form.columns();
     let stage = Stage::of(dtype);
+    let stages = k.div_ceil(stage.k);
     let matrices = if activation.is_some() { 2 } else { 1 };
     let mut params = [SegmentParams::default(); SEGMENTS];
     for (to, segment) in params.iter_mut().zip(segments) {
         let (info, layout) = (segment.weight.info(), Layout::of(segment.weight.info()));
+        let slices = slices(layout.row_tiles, stages, matrices);
         *to = SegmentParams {
             planes: segment.weight.planes(),
             bias: segment.bias.unwrap_or(0),
             target: segment.target,
             tiles: layout.row_tiles as u32,
             n: info.rows as u32,
-            slices: slices(layout.row_tiles, k.div_ceil(stage.k), matrices) as u32,
+            slices: slices as u32,
+            slice_stages: (stages / slices.max(1)) as u32,
+            longer_slices: (stages % slices.max(1)) as u32,
             unused: 0,
         };
     }
     let slices = params.iter().map(|segment| segment.slices as usize).max().unwrap_or(0);
     let room = Room {
-        slot: stage.bytes + columns * activation_bytes(form, stage.k),
+        slot: BARRIER_BYTES + stage.bytes + columns * column_bytes(form, stage.k),
         table: stage.table_bytes,
         columns,
         slices,
         matrices,
-        slice_stages: k.div_ceil(stage.k).div_ceil(slices.max(1)),
+        slice_stages: stages.div_ceil(slices.max(1)),
         most_warps: if narrow { MAX_SLICES * 2 } else { WIDE_WARPS },
-        limit: weight.shared_memory(),
+        limit,
     };
     let plan = room.plan();
     let tiles: u32 = match activation {
@@ -178,7 +188,7 @@ fn launch(product: &Product<'_>) -> Launch {
         group_rows: group_rows as u32,
         row_columns: form.columns() as u32,
         ring_stages: plan.ring as u32,
-        columns: columns as u32,
+        slot_bytes: room.slot as u32,
         warp_bytes: plan.warp_bytes as u32,
         partial: plan.partial as u32,
         partial_stride: plan.partial_stride as u32,
@@ -217,12 +227,13 @@ fn slices(row_tiles: usize, stages: usize, matrices: usize) -> usize {
     enough.next_power_of_two().clamp(4, most).min(stages)
 }
 
-/// Bytes of a column's activations in a stage.
-fn activation_bytes(form: Form, k: usize) -> usize {
+/// Bytes of a column's activations, and their scales, in a stage.
+fn column_bytes(form: Form, k: usize) -> usize {
+    let scales = if form == Form::Int8 { k / 32 * size_of::<f32>() } else { 0 };
     match form {
         Form::F32 => 4 * k,
-        Form::Int8 => 2 * k + k / 32 * 4,
-        _ => 2 * k,
+        // An odd number of 16 byte units: so the same unit of eight columns lies in different banks.
+        _ => (((2 * k + scales) / 16) | 1) * 16,
     }
 }
 

@@ -8,25 +8,33 @@ use realm_core::{
     BlockFormat,
     formats::{Bf16, F16, F32},
 };
+use zerocopy::IntoBytes;
 
-use super::{CHUNK, Planes, TILE_ROWS};
+use super::{CHUNK, CHUNK_K, Planes, TILE_ROWS};
 
-/// Writes a chunk; `SIZE` is a weight's size in bytes, `zero` a weight of zero.
-fn pack<F: BlockFormat, const SIZE: usize>(rows: &[&[F]; TILE_ROWS], tile: &mut [u8]) {
-    tile.fill(0);
+/// Writes a chunk of weights of `SIZE` bytes, `PAIR` two of them.
+fn pack<F: BlockFormat, const SIZE: usize, const PAIR: usize>(
+    rows: &[&[F]; TILE_ROWS],
+    tile: &mut [u8],
+) {
+    let (to, _) = tile.as_chunks_mut::<PAIR>();
     for (row, weights) in rows.iter().enumerate() {
-        let (g, lower) = (row % 8, row / 8);
-        for (k, weight) in weights.iter().enumerate() {
-            // Steps, then the pair's half of the step, its lane, its place in the pair.
-            let (step, upper, c, at) = (k / 16, k / 8 % 2, k % 8 / 2, k % 2);
-            let lane = 4 * g + c;
-            let pair = match SIZE {
-                2 => 128 * step + 4 * lane + 2 * upper + lower,
-                _ => 128 * step + 64 * upper + 2 * lane + lower,
-            };
-            let to = (2 * pair + at) * SIZE;
-            tile[to..to + SIZE].copy_from_slice(weight.as_bytes());
+        let weights = weights.as_bytes();
+        let mut pairs = [[0; PAIR]; CHUNK_K / 2];
+        pairs.as_flattened_mut()[..weights.len()].copy_from_slice(weights);
+        for (at, pair) in pairs.iter().enumerate() {
+            to[place::<SIZE>(row, at)] = *pair;
         }
+    }
+}
+
+/// Where pair `pair` of a row lies, in pairs.
+#[inline(always)]
+fn place<const SIZE: usize>(row: usize, pair: usize) -> usize {
+    let (step, upper, lane) = (pair / 8, pair / 4 % 2, row % 8 * 4 + pair % 4);
+    match SIZE {
+        2 => 128 * step + 4 * lane + 2 * upper + row / 8,
+        _ => 128 * step + 64 * upper + 2 * lane + row / 8,
     }
 }
 
@@ -38,7 +46,7 @@ macro_rules! float_planes {
             const TABLE_BYTES: usize = 0;
 
             fn pack_tile(rows: &[&[Self]; TILE_ROWS], tile: &mut [u8]) {
-                pack::<Self, $size>(rows, tile);
+                pack::<Self, $size, { 2 * $size }>(rows, tile);
             }
         }
     )*};

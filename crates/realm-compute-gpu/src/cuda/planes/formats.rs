@@ -2,7 +2,8 @@
 //! lie.
 
 use realm_core::formats::{
-    Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Q8K,
+    F16Le, Iq4Nl, Iq4Xs, Q2K, Q3K, Q4_0, Q4_1, Q4K, Q5_0, Q5_1, Q5K, Q6K, Q8_0, Q8K,
+    unpack_scales_mins,
 };
 use zerocopy::IntoBytes;
 
@@ -56,6 +57,21 @@ fn join(first: &[u8], second: &[u8], out: &mut [u8]) {
     let (head, tail) = out.split_at_mut(first.len());
     head.copy_from_slice(first);
     tail.copy_from_slice(second);
+}
+
+/// d, dmin and the 6-bit scales and minima of Q4_K and Q5_K. Byte `i` of the words for groups 0 to 3 and
+/// 4 to 7 has a scale and, above it, the upper two bits of the group's minimum; byte `i` of the last word
+/// has the lower four bits of the minima of groups `i` and 4 + `i`.
+fn six_bit_header(factors: &[F16Le; 2], packed: &[u8; 12], out: &mut [u8]) {
+    let (scales, mins) = unpack_scales_mins(packed);
+    let (head, words) = out.split_at_mut(4);
+    head.copy_from_slice(factors.as_bytes());
+    for group in 0..8 {
+        words[group] = scales[group] | mins[group] >> 4 << 6;
+    }
+    for i in 0..4 {
+        words[8 + i] = mins[i] & 15 | (mins[4 + i] & 15) << 4;
+    }
 }
 
 impl Quants for Q4_0 {
@@ -187,8 +203,7 @@ impl Quants for Q4K {
     }
 
     fn header(&self, first: &mut [u8], _: &mut [u8]) {
-        // d, dmin and scales, as they lie in the block.
-        first.copy_from_slice(&self.as_bytes()[..16]);
+        six_bit_header(&[self.d, self.dmin], &self.scales, first);
     }
 }
 
@@ -205,8 +220,7 @@ impl Quants for Q5K {
     }
 
     fn header(&self, first: &mut [u8], _: &mut [u8]) {
-        // d, dmin and scales, as they lie in the block.
-        first.copy_from_slice(&self.as_bytes()[..16]);
+        six_bit_header(&[self.d, self.dmin], &self.scales, first);
     }
 }
 

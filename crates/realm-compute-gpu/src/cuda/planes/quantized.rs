@@ -27,7 +27,7 @@ pub(super) trait Quants: BlockFormat {
 
     /// The block's integers, as unsigned numbers of `LOW + HIGH` bits.
     fn integers(&self, out: &mut [u8]);
-    /// The block's scales, as the format stores them.
+    /// The block's scales, in as many bits as the format has.
     fn header(&self, first: &mut [u8], second: &mut [u8]);
 }
 

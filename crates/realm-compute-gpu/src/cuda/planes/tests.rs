@@ -1,10 +1,7 @@
 //! Planes read back by the kernels' rules, against the decoders of the core, bit by bit.
 
 use realm_conformance::random::Random;
-use realm_core::{
-    formats::{IQ4_LEVELS, unpack_scales_mins},
-    graph::WeightInfo,
-};
+use realm_core::{formats::IQ4_LEVELS, graph::WeightInfo};
 
 use super::*;
 
@@ -70,11 +67,10 @@ fn decode(dtype: DType, tile: &[u8], row: usize, k: usize) -> f32 {
     };
     let six_bit = |bits: usize, high: usize| {
         let header = &headers(bits, 256)[16 * row..][..16];
-        let (scales, mins) = unpack_scales_mins(header[4..].try_into().unwrap());
-        let q = field(tile, row, k, 4, high, 7 - bits);
-        let (scale, min) =
-            (half(header, 0) * f32::from(scales[block]), half(header, 2) * f32::from(mins[block]));
-        scale * f32::from(q) - min
+        let (first, last) = (header[4 + block], header[12 + block % 4]);
+        let scale = half(header, 0) * f32::from(first & 63);
+        let min = half(header, 2) * f32::from(first >> 6 << 4 | last >> (block / 4 * 4) & 15);
+        scale * f32::from(field(tile, row, k, 4, high, 7 - bits)) - min
     };
     let level = || f32::from(IQ4_LEVELS[usize::from(field(tile, row, k, 4, 0, 0))]);
     match dtype {

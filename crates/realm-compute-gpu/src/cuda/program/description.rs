@@ -69,8 +69,6 @@ pub(super) struct Description {
     device: Buffer,
     stages: Vec<Stage>,
     next: usize,
-    /// What the step before sampled.
-    previous: Buffer,
     blocks: Vec<u32>,
 }
 
@@ -83,7 +81,7 @@ fn first_room(kv_blocks: usize) -> usize {
 impl Description {
     /// Bytes on the device.
     pub(super) fn bytes(graph: &Graph, limits: &Limits, kv_blocks: usize) -> usize {
-        Places::new(limits, given_cols(graph), first_room(kv_blocks)).bytes() + limits.outputs * 4
+        Places::new(limits, given_cols(graph), first_room(kv_blocks)).bytes()
     }
 
     pub(super) fn new(
@@ -94,14 +92,14 @@ impl Description {
     ) -> Result<Self, BackendError> {
         let places = Places::new(limits, given_cols(graph), first_room(kv_blocks));
         let (device, stages) = allocate(gpu, &places)?;
-        let previous = Buffer::new(gpu, limits.outputs * 4, "the sampled tokens")?;
         let (gpu, limits, given_cols) = (gpu.clone(), *limits, given_cols(graph));
         let blocks = Vec::new();
-        Ok(Self { gpu, limits, given_cols, places, device, stages, next: 0, previous, blocks })
+        Ok(Self { gpu, limits, given_cols, places, device, stages, next: 0, blocks })
     }
 
-    /// The addresses for kernels; they change where [`Description::make_room`] answers `true`.
-    pub(super) fn view(&self) -> StepView {
+    /// The addresses for kernels; they change where [`Description::make_room`] answers `true`. `previous` is
+    /// where the step before left its tokens.
+    pub(super) fn view(&self, previous: u64) -> StepView {
         let at = |offset: usize| self.device.address() + offset as u64;
         StepView {
             counts: at(0),
@@ -110,18 +108,13 @@ impl Description {
             tables: at(self.places.tables),
             outputs: at(self.places.outputs),
             sampling: at(self.places.sampling),
-            previous: self.previous.address(),
+            previous,
         }
     }
 
     /// Where [`Inputs::given`] lies.
     pub(super) fn given(&self) -> u64 {
         self.device.address() + self.places.given as u64
-    }
-
-    /// Where the step before's tokens are to be put.
-    pub(super) fn previous(&self) -> &Buffer {
-        &self.previous
     }
 
     /// Makes room for the step's block tables. `true` where addresses changed.

@@ -47,8 +47,13 @@ pub(super) struct CudaProgram {
     partials: Buffer,
     ropes: Vec<rope::Frequencies>,
     description: Description,
+    /// The tokens that the last step chose.
     sampled: Buffer,
     slots: Slots,
+    /// Steps so far.
+    steps: u64,
+    /// Tells this program from others.
+    identity: Arc<()>,
     recordings: HashMap<Bucket, Recording>,
     info: ProgramInfo,
     poison: bool,
@@ -117,7 +122,9 @@ impl CudaProgram {
             ropes,
             description,
             sampled: Buffer::new(gpu, limits.outputs * 4, "the sampled tokens")?,
-            slots: Slots::new(gpu, limits.outputs),
+            slots: Slots::new(gpu),
+            steps: 0,
+            identity: Arc::default(),
             recordings: HashMap::new(),
             info: ProgramInfo { limits, precision, workspace_bytes },
             poison,
@@ -134,7 +141,7 @@ impl CudaProgram {
             arena: self.arena.address(),
             partials: (self.partials.address(), self.partials.bytes()),
             ropes: &self.ropes,
-            view: self.description.view(),
+            view: self.description.view(self.sampled.address()),
             given: self.description.given(),
             sampled: self.sampled.address(),
             bucket,
@@ -158,17 +165,18 @@ impl CudaProgram {
         }
     }
 
-    /// Checks a step's tokens, and brings those that the step before sampled to where kernels look.
-    fn tokens(&self, inputs: &Inputs<'_>) -> Result<(), BackendError> {
+    /// Checks a step's tokens.
+    fn check_tokens(
+        &self,
+        inputs: &Inputs<'_>,
+        previous: Option<&CudaStep>,
+    ) -> Result<(), BackendError> {
         let fail = |problem: String| Err(BackendError::Inputs { problem });
         let vocabulary = self.graph.nodes().iter().find_map(|node| match &node.op {
             Op::Embed(op) => Some(self.graph.weight(op.table).rows),
             _ => None,
         });
-        let previous =
-            inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<CudaStep>());
-        let previous = previous.and_then(|step| step.sampled_on(&self.gpu));
-        let sampled = previous.as_ref().map_or(0, |(_, sampled)| *sampled);
+        let sampled = previous.map_or(0, |step| step.sampled);
         for token in inputs.tokens {
             match *token {
                 Token::Id(id) if vocabulary.is_some_and(|rows| id as usize >= rows) => {
@@ -181,14 +189,19 @@ impl CudaProgram {
                 _ => {}
             }
         }
-        match previous {
-            Some((buffer, sampled)) if sampled > 0 => {
-                let to = self.description.previous();
-                let bytes = (sampled * 4).min(to.bytes());
-                self.gpu.copy(to.address(), buffer.address(), bytes)
-            }
-            _ => Ok(()),
+        Ok(())
+    }
+
+    /// Brings a step's tokens to where the kernels take them from. The last step's are there already.
+    fn bring_tokens(&self, previous: Option<&CudaStep>) -> Result<(), BackendError> {
+        let Some(step) = previous.filter(|step| step.sampled > 0) else { return Ok(()) };
+        let (number, program) = &step.number;
+        if *number == self.steps && Arc::ptr_eq(program, &self.identity) {
+            return Ok(());
         }
+        let count = step.sampled.min(self.info.limits.outputs);
+        step.tokens_on(&self.gpu)
+            .map_or(Ok(()), |host| host.upload(0..count * 4, &self.sampled, 0))
     }
 
     /// Starts the launches: as a recording, or one by one with a mark after each.
@@ -198,10 +211,10 @@ impl CudaProgram {
         want_times: bool,
     ) -> Result<Vec<(usize, Mark)>, BackendError> {
         if want_times {
-            let mut times = vec![(0, Mark::new(&self.gpu)?)];
+            let mut times = vec![(0, Mark::timed(&self.gpu)?)];
             for stage in self.stages(bucket) {
                 self.gpu.launch(&stage.launch)?;
-                times.push((stage.node, Mark::new(&self.gpu)?));
+                times.push((stage.node, Mark::timed(&self.gpu)?));
             }
             return Ok(times);
         }
@@ -217,7 +230,7 @@ impl CudaProgram {
 
     /// Fills all work memory with NaN.
     fn poison(&self) -> Result<(), BackendError> {
-        [&self.arena, &self.partials, &self.sampled].into_iter().try_for_each(|it| it.fill(0xFF))
+        [&self.arena, &self.partials].into_iter().try_for_each(|it| it.fill(0xFF))
     }
 }
 
@@ -241,7 +254,11 @@ impl Program for CudaProgram {
     fn enqueue(&mut self, inputs: &Inputs<'_>) -> Result<Box<dyn Step>, BackendError> {
         inputs.check(&self.info.limits, self.kv.spec())?;
         inputs.check_given(&self.graph)?;
-        self.tokens(inputs)?;
+        let previous =
+            inputs.previous.and_then(|step| (step as &dyn Any).downcast_ref::<CudaStep>());
+        let previous = previous.filter(|step| step.tokens_on(&self.gpu).is_some());
+        self.check_tokens(inputs, previous)?;
+        self.bring_tokens(previous)?;
         if self.description.make_room(inputs)? {
             self.recordings.clear();
         }
@@ -256,19 +273,20 @@ impl Program for CudaProgram {
         let cols = self.graph.value(logits).cols;
         let sampled = if bucket.samples { inputs.outputs.len() } else { 0 };
         let logit_count = if inputs.want_logits { inputs.outputs.len() * cols } else { 0 };
-        let mut slot = self.slots.take((sampled + logit_count) * 4)?;
+        let mut host = self.slots.take((sampled + logit_count) * 4)?;
+        self.steps += 1;
         if sampled > 0 {
-            self.gpu.copy(slot.sampled.address(), self.sampled.address(), sampled * 4)?;
-            slot.host.download(0, &self.sampled, 0..sampled * 4)?;
+            host.download(0, &self.sampled, 0..sampled * 4)?;
         }
         if logit_count > 0 {
             let start = self.layout.values[logits.index()].plain.unwrap_or(0);
-            slot.host.download(sampled * 4, &self.arena, start..start + logit_count * 4)?;
+            host.download(sampled * 4, &self.arena, start..start + logit_count * 4)?;
         }
         Ok(Box::new(CudaStep {
             gpu: self.gpu.clone(),
             slots: self.slots.clone(),
-            slot: Some(slot),
+            host: Some(host),
+            number: (self.steps, self.identity.clone()),
             sampled,
             logits: logit_count,
             done: Mark::new(&self.gpu)?,

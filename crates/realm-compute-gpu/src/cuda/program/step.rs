@@ -4,47 +4,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use realm_core::backend::{BackendError, Step, StepOutput};
 
-use crate::cuda::gpu::{Buffer, Gpu, HostBuffer, Mark};
+use crate::cuda::gpu::{Gpu, HostBuffer, Mark};
 
-/// Memory for one step's results, used again by later steps.
-pub(super) struct Slot {
-    /// The sampled tokens, where a later step may take them from.
-    pub(super) sampled: Buffer,
-    /// The sampled tokens, then the logits.
-    pub(super) host: HostBuffer,
-}
-
-/// Slots that no step holds.
+/// Host memory for steps' results: what no step holds, used again by later ones.
 #[derive(Clone)]
 pub(super) struct Slots {
     gpu: Arc<dyn Gpu>,
-    outputs: usize,
-    free: Arc<Mutex<Vec<Slot>>>,
+    free: Arc<Mutex<Vec<HostBuffer>>>,
 }
 
 impl Slots {
-    pub(super) fn new(gpu: &Arc<dyn Gpu>, outputs: usize) -> Self {
-        Self { gpu: gpu.clone(), outputs, free: Arc::default() }
+    pub(super) fn new(gpu: &Arc<dyn Gpu>) -> Self {
+        Self { gpu: gpu.clone(), free: Arc::default() }
     }
 
-    /// A slot whose host memory holds at least `bytes`.
-    pub(super) fn take(&self, bytes: usize) -> Result<Slot, BackendError> {
+    /// Memory of at least `bytes`.
+    pub(super) fn take(&self, bytes: usize) -> Result<HostBuffer, BackendError> {
         let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut slot = match free {
-            Some(slot) => slot,
-            None => Slot {
-                sampled: Buffer::new(&self.gpu, self.outputs * 4, "the sampled tokens")?,
-                host: HostBuffer::new(&self.gpu, bytes)?,
-            },
-        };
-        if slot.host.bytes().len() < bytes {
-            slot.host = HostBuffer::new(&self.gpu, bytes)?;
+        match free {
+            Some(host) if host.bytes().len() >= bytes => Ok(host),
+            Some(small) => {
+                // A later step may still take its tokens from there.
+                Mark::new(&self.gpu)?.wait()?;
+                drop(small);
+                HostBuffer::new(&self.gpu, bytes)
+            }
+            None => HostBuffer::new(&self.gpu, bytes),
         }
-        Ok(slot)
     }
 
-    fn give_back(&self, slot: Slot) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(slot);
+    fn give_back(&self, host: HostBuffer) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(host);
     }
 }
 
@@ -52,8 +42,10 @@ impl Slots {
 pub(super) struct CudaStep {
     pub(super) gpu: Arc<dyn Gpu>,
     pub(super) slots: Slots,
-    /// `None` once it is given back.
-    pub(super) slot: Option<Slot>,
+    /// The sampled tokens, then the logits; `None` once it is given back.
+    pub(super) host: Option<HostBuffer>,
+    /// Which of its program's steps it is, and which program that is.
+    pub(super) number: (u64, Arc<()>),
     /// Sampled tokens; 0 where none were wanted.
     pub(super) sampled: usize,
     /// Logits on the host; 0 where none were wanted.
@@ -67,10 +59,9 @@ pub(super) struct CudaStep {
 }
 
 impl CudaStep {
-    /// The tokens on the device, where `of` is the same one.
-    pub(super) fn sampled_on(&self, of: &Arc<dyn Gpu>) -> Option<(&Buffer, usize)> {
-        let slot = self.slot.as_ref().filter(|_| Arc::ptr_eq(&self.gpu, of))?;
-        Some((&slot.sampled, self.sampled))
+    /// Where its tokens arrive on the host, where `of` is the same device.
+    pub(super) fn tokens_on(&self, of: &Arc<dyn Gpu>) -> Option<&HostBuffer> {
+        self.host.as_ref().filter(|_| Arc::ptr_eq(&self.gpu, of))
     }
 
     fn node_seconds(&self) -> Result<Vec<f64>, BackendError> {
@@ -87,7 +78,7 @@ impl Step for CudaStep {
     fn read(self: Box<Self>) -> Result<StepOutput, BackendError> {
         self.done.wait()?;
         let node_seconds = self.node_seconds()?;
-        let words = self.slot.as_ref().map_or(&[][..], |slot| slot.host.bytes());
+        let words = self.host.as_ref().map_or(&[][..], HostBuffer::bytes);
         let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         let (sampled, rest) = words.split_at(self.sampled * 4);
         Ok(StepOutput {
@@ -103,10 +94,10 @@ impl Step for CudaStep {
 
 impl Drop for CudaStep {
     fn drop(&mut self) {
-        // The stream may still write to the slot; a device that failed writes no more.
+        // The stream may still write there; a device that failed writes no more.
         _ = self.done.wait();
-        if let Some(slot) = self.slot.take() {
-            self.slots.give_back(slot);
+        if let Some(host) = self.host.take() {
+            self.slots.give_back(host);
         }
     }
 }

@@ -50,7 +50,7 @@ fn everything_is_given_back() {
     gpu.copy(buffer.address(), buffer.address() + 500, 10).unwrap();
     gpu.launch(&launch("k")).unwrap();
     let recording = Recording::new(&gpu, &[launch("k"), launch("l")]).unwrap();
-    let (one, two) = (Mark::new(&gpu).unwrap(), Mark::new(&gpu).unwrap());
+    let (one, two) = (Mark::timed(&gpu).unwrap(), Mark::timed(&gpu).unwrap());
     assert_eq!(two.seconds_since(&one).unwrap(), 0.0025);
     assert!(live().len() > 5, "{:?}", live());
     drop((one, two, recording, buffer));

@@ -259,6 +259,18 @@ fn prompts_are_attended_row_by_row() {
     }
 }
 
+/// More splits than a warp has lanes.
+#[test]
+fn long_sequences_have_many_splits() {
+    let (gpu, mut random) = testing::device();
+    let layer = KvLayer { heads: 1, head_dim: 16 };
+    let lengths = [33 * SPLIT + 1 + random.below(2 * SPLIT), 5];
+    let setup = Setup::new(&gpu, &mut random, layer, KvType::F16, &lengths);
+    check(&setup, &mut random, &spec(3, 16, Mask::CAUSAL), true, 1);
+    let far = Mask { causal: true, window: Some(32 * SPLIT) };
+    check(&setup, &mut random, &spec(1, 16, far), false, 2);
+}
+
 #[test]
 fn a_rows_bits_depend_on_its_own_sequence_alone() {
     let (gpu, mut random) = testing::device();
@@ -305,7 +317,7 @@ fn results_are_stored_in_every_form() {
     let (gpu, mut random) = testing::device();
     // One split, and several.
     for lengths in [[65, 9], [700, 30]] {
-        let layer = KvLayer { heads: 2, head_dim: 40 };
+        let layer = KvLayer { heads: random.pick(&[1, 2]), head_dim: 40 };
         let setup = Setup::new(&gpu, &mut random, layer, KvType::F16, &lengths);
         let spec = spec(6, 40, Mask::CAUSAL);
         let step = setup.step(|length| length - 2..length);

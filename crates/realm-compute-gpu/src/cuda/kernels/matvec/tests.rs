@@ -178,31 +178,39 @@ fn round(form: Form, value: f32) -> (u16, f32) {
     (u16::from_le_bytes(bytes), back[0])
 }
 
-/// `input · weightᵀ + bias`, the weights of floats rounded as the form is.
-fn product(input: &Input, weight: &Loaded, bias: &[f32]) -> Vec<f64> {
-    let (k, form) = (input.k, input.columns.form());
-    let dtype = weight.weight.info().dtype;
-    let rounds = dtype.is_float() && form != Form::F32;
-    let value = |&w: &f32| f64::from(if rounds { round(form, w).1 } else { w });
-    let weights: Vec<f64> = weight.values.iter().map(value).collect();
-    let rows = input.values.chunks_exact(k);
-    rows.flat_map(|x| {
-        weights.chunks_exact(k).enumerate().map(move |(n, w)| {
-            let sum: f64 = x.iter().zip(w).map(|(x, w)| x * w).sum();
-            sum + bias.get(n).copied().map_or(0.0, f64::from)
-        })
-    })
-    .collect()
+/// A product in f64.
+struct Expected {
+    values: Vec<f64>,
+    /// How large its elements are where products do not cancel each other, squared and summed.
+    power: f64,
 }
 
-/// Whether the distance from the expected numbers is small beside them.
-fn close(found: &[f32], expected: &[f64], what: &str) {
-    assert_eq!(found.len(), expected.len());
-    let pairs = found.iter().zip(expected);
-    let error = pairs.map(|(&f, e)| (f64::from(f) - e).powi(2)).sum::<f64>().sqrt();
-    let size = expected.iter().map(|e| e * e).sum::<f64>().sqrt();
-    println!("{what}: {:.1e}", error / size);
-    assert!(error <= 1e-5 * size, "{what}: off by {error:e} of {size:e}");
+impl Expected {
+    /// `input · weightᵀ + bias`, the weights of floats rounded as the form is.
+    fn new(input: &Input, weight: &Loaded, bias: &[f32]) -> Self {
+        let (k, form) = (input.k, input.columns.form());
+        let rounds = weight.weight.info().dtype.is_float() && form != Form::F32;
+        let value = |&w: &f32| f64::from(if rounds { round(form, w).1 } else { w });
+        let weights: Vec<f64> = weight.values.iter().map(value).collect();
+        let (mut values, mut power) = (Vec::new(), 0.0);
+        for x in input.values.chunks_exact(k) {
+            for (w, bias) in weights.chunks_exact(k).zip(bias) {
+                let products = x.iter().zip(w).map(|(x, w)| x * w);
+                values.push(products.clone().sum::<f64>() + f64::from(*bias));
+                power += products.map(|product| product * product).sum::<f64>();
+            }
+        }
+        Self { values, power }
+    }
+
+    /// Checks that the distance of the found numbers is small beside them.
+    fn check(&self, found: &[f32], what: &str) {
+        assert_eq!(found.len(), self.values.len());
+        let pairs = found.iter().zip(&self.values);
+        let error = pairs.map(|(&f, e)| (f64::from(f) - e).powi(2)).sum::<f64>().sqrt();
+        let size = self.values.iter().map(|e| e * e).sum::<f64>().max(self.power).sqrt();
+        assert!(error <= 1e-5 * size, "{what}: off by {error:e} of {size:e}");
+    }
 }
 
 /// One product, to f32 and to another form, alone and among other rows.
@@ -222,11 +230,28 @@ fn check(rig: &mut Rig, dtype: DType, precision: Precision, n: usize, k: usize, 
     let target = rig.target(Form::F32, rows, bucket, n);
     run(&target, Some(bias_memory.address()));
     let plain = target.plain();
-    close(&plain, &product(&input, &weight, &bias), &what);
+    Expected::new(&input, &weight, &bias).check(&plain, &what);
 
-    let other = rig.target(TARGETS[rig.random.clone().below(4)], rows, bucket, n);
+    let other = rig.target(rig.random.clone().pick(&TARGETS), rows, bucket, n);
     run(&other, Some(bias_memory.address()));
     other.check(&plain);
+
+    // With so little memory that warps take several slices each.
+    let small = rig.target(Form::F32, rows, bucket, n);
+    let bias = Some(bias_memory.address());
+    let segments = [Segment { weight: &weight.weight, bias, target: small.columns() }];
+    let (input_columns, count_address) = (&input.columns, count.address());
+    let product = Product {
+        input: input_columns,
+        k,
+        rows: bucket,
+        count: count_address,
+        segments: &segments,
+        activation: None,
+        limit: 20_000,
+    };
+    rig.gpu.launch(&launch(&product)).unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert_eq!(bits(&small.plain()), bits(&plain), "{what}: with little memory");
 
     // The last row alone: in another group, with another number of columns, with another kernel.
     let last = rig.target(Form::F32, 1, 1, n);
@@ -256,11 +281,179 @@ fn check_format(dtype: DType) {
     }
 }
 
+/// Several weights of one input, and gated ones: each as it is alone.
+fn check_together(dtype: DType, precision: Precision) {
+    let mut rig = Rig::new(&format!("{dtype} together at {precision}"));
+    let k = if dtype.is_float() { 333 } else { 3 * dtype.block_len() };
+    let (rows, bucket) = (1 + rig.random.below(11), 12);
+    let form = input_form(dtype, precision);
+    let input = rig.input(form, rows, bucket, k);
+    let count = rig.count(rows);
+    let sizes = [17, 61, 16, 1];
+    let weights = sizes.map(|n| rig.weight(dtype, n, k));
+    let biases = sizes.map(|n| rig.bias(n));
+    let targets = sizes.map(|n| rig.target(Form::F32, rows, bucket, n));
+    let segments: Vec<_> = (0..SEGMENTS)
+        .map(|i| Segment {
+            weight: &weights[i].weight,
+            bias: (i != 2).then(|| biases[i].1.address()),
+            target: targets[i].columns(),
+        })
+        .collect();
+    rig.gpu.launch(&linear(&input.columns, k, bucket, count.address(), &segments)).unwrap();
+    for i in 0..SEGMENTS {
+        let bias = if i == 2 { vec![0.0; sizes[i]] } else { biases[i].0.clone() };
+        let what = format!("{dtype} at {precision}, segment {i}");
+        Expected::new(&input, &weights[i], &bias).check(&targets[i].plain(), &what);
+    }
+
+    let (gate, up) = (rig.weight(dtype, 61, k), rig.weight(dtype, 61, k));
+    let bias = rig.bias(61);
+    let gates = Expected::new(&input, &gate, &bias.0);
+    let ups = Expected::new(&input, &up, &[0.0; 61]);
+    for activation in [Activation::Silu, Activation::GeluTanh, Activation::Gelu] {
+        let act = |x: f64| match activation {
+            Activation::Silu => x / (1.0 + (-x).exp()),
+            Activation::GeluTanh => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044_715 * x.powi(3));
+                0.5 * x * (1.0 + inner.tanh())
+            }
+            // The tests' own: good to 1e-7 (Abramowitz & Stegun 7.1.26 is not).
+            Activation::Gelu => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        };
+        let target = rig.target(rig.random.clone().pick(&TARGETS), rows, bucket, 61);
+        let run = |target: &Target| {
+            let columns = target.columns();
+            let gate = (&*gate.weight, Some(bias.1.address()));
+            let up = (&*up.weight, None);
+            let count = count.address();
+            let launch = gated(&input.columns, k, bucket, count, gate, up, activation, columns);
+            rig.gpu.launch(&launch).unwrap();
+        };
+        let plain = rig.target(Form::F32, rows, bucket, 61);
+        run(&plain);
+        run(&target);
+        target.check(&plain.plain());
+        let values = gates.values.iter().zip(&ups.values).map(|(&gate, up)| act(gate) * up);
+        let expected = Expected { values: values.collect(), power: 0.0 };
+        expected.check(&plain.plain(), &format!("{dtype} at {precision}, {activation:?}"));
+    }
+}
+
+/// The error function, by its Taylor series.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 5.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= -x * x / f64::from(n);
+        sum += term / f64::from(2 * n + 1);
+    }
+    sum * 2.0 / std::f64::consts::PI.sqrt()
+}
+
+#[test]
+fn weights_together() {
+    for precision in PRECISIONS {
+        for dtype in [DType::Q4_K, DType::Q8_0, DType::Q6_K, DType::F16] {
+            check_together(dtype, precision);
+        }
+    }
+}
+
+/// A step of no rows writes nothing, and ends.
+#[test]
+fn no_rows() {
+    let mut rig = Rig::new("no rows");
+    for dtype in [DType::Q4_K, DType::Q4_0, DType::F32] {
+        for precision in PRECISIONS {
+            let weight = rig.weight(dtype, 40, 256);
+            let form = input_form(dtype, precision);
+            let (input, count) = (rig.input(form, 0, 9, 256), rig.count(0));
+            let target = rig.target(Form::BF16, 0, 9, 40);
+            let segment = Segment { weight: &weight.weight, bias: None, target: target.columns() };
+            let launch = linear(&input.columns, 256, 9, count.address(), &[segment]);
+            rig.gpu.launch(&launch).unwrap();
+            assert!(target.bytes().is_empty());
+        }
+    }
+}
+
+/// What a weight of infinities and NaN gives is no number, in the rows that it concerns.
+#[test]
+fn weights_that_are_no_numbers() {
+    let mut rig = Rig::new("no numbers");
+    let (n, k) = (20, 512);
+    for dtype in [DType::Q4_K, DType::Q6_K, DType::Q8_0, DType::F16, DType::F32] {
+        let mut data = rig.random.matrix(n, k, dtype, 0.5);
+        let row = dtype.row_bytes(k).unwrap();
+        // NaN as any float, in half a row and in a whole one.
+        data[3 * row..3 * row + row / 2].fill(0xff);
+        data[17 * row..18 * row].fill(0xff);
+        let mut values = vec![0.0; n * k];
+        dtype.decode(&data, &mut values);
+        let bad = |row: usize| values[row * k..][..k].iter().any(|value| !value.is_finite());
+        let info = WeightInfo { name: "bad".into(), rows: n, cols: k, dtype };
+        let weight = rig.loader.load(&info, Bytes::from(data)).unwrap();
+        for precision in PRECISIONS {
+            let (input, count) = (rig.input(input_form(dtype, precision), 1, 1, k), rig.count(1));
+            let target = rig.target(Form::F32, 1, 1, n);
+            let segment = Segment { weight: &weight, bias: None, target: target.columns() };
+            let launch = linear(&input.columns, k, 1, count.address(), &[segment]);
+            rig.gpu.launch(&launch).unwrap();
+            for (row, value) in target.plain().iter().enumerate() {
+                assert_eq!(value.is_finite(), !bad(row), "{dtype} at {precision}, row {row}");
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_alone_choose_the_slices() {
+    assert_eq!(slices(256, 16, 1), 16);
+    assert_eq!(slices(896, 16, 1), 8);
+    assert_eq!(slices(896, 16, 2), 4);
+    assert_eq!(slices(8016, 16, 1), 4);
+    assert_eq!(slices(1, 3, 1), 3);
+    assert_eq!(slices(1, 0, 1), 0);
+}
+
+/// Shared memory for all formats: enough warps at one row, and within bounds for the most columns.
+#[test]
+fn rings_fit() {
+    for &dtype in DType::ALL {
+        let stage = Stage::of(dtype);
+        for (columns, most_warps) in [(1, 32), (8, 32), (24, WIDE_WARPS)] {
+            for limit in [99 << 10, 227 << 10] {
+                for slice_stages in [1, 2, 7] {
+                    let slot =
+                        BARRIER_BYTES + stage.bytes + columns * column_bytes(Form::BF16, stage.k);
+                    let room = Room {
+                        slot,
+                        table: stage.table_bytes,
+                        columns,
+                        slices: 16,
+                        matrices: 1,
+                        slice_stages,
+                        most_warps,
+                        limit,
+                    };
+                    let plan = room.plan();
+                    assert!(plan.bytes <= limit, "{dtype}: {} bytes", plan.bytes);
+                    assert!(plan.ring >= 2 || slice_stages == 1 && plan.team == 16, "{dtype}");
+                    assert!(columns > 1 || limit < 200_000 || plan.team == 16, "{dtype}");
+                }
+            }
+        }
+    }
+}
+
 macro_rules! formats {
     ({} $($variant:ident: $block:ident,)*) => {
         $(
             #[test]
-            #[expect(non_snake_case, reason = "the formats' established names")]
+            #[allow(non_snake_case, reason = "the formats' established names")]
             fn $variant() {
                 check_format(DType::$variant);
             }
