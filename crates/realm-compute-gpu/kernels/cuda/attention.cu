@@ -1,6 +1,6 @@
 // Attention of a few rows over the paged cache. A block takes one split of one row, a KV head and up to
-// HEADS of its query heads; each of its warps takes every fourth piece of the split's tokens and
-// keeps a softmax of its own, in f32.
+// HEADS of its query heads; each of its warps takes every WARPS-th piece of the split's tokens
+// and keeps a softmax of its own, in f32.
 //
 // A warp looks at 32 / LANES tokens side by side: a lane holds SIZE elements of its token's key, then of
 // its value, and the same elements of the queries and of the sums in registers. Every lane copies what
@@ -47,24 +47,23 @@ DEVICE u32 held(u32 lane) {
 }
 
 // Adds the shares that a group's lanes have of COUNT scores. Each exchange halves the scores that a lane
-// goes on with.
-template <u32 LANES, u32 COUNT>
+// goes on with: HALF is what is left of them, BIT the exchange.
+template <u32 LANES, u32 HALF, u32 BIT = 1, u32 COUNT>
 DEVICE float reduce(float (&s)[COUNT]) {
-    u32 bit = 1;
+    if constexpr (HALF > 0) {
+        const bool upper = lane() & BIT;
 #pragma unroll
-    for (u32 half = COUNT / 2; half > 0; half /= 2) {
-        const bool upper = lane() & bit;
-#pragma unroll
-        for (u32 i = 0; i < half; i++) {
-            const float keep = upper ? s[i + half] : s[i];
-            const float give = upper ? s[i] : s[i + half];
-            s[i] = keep + shuffle_xor(give, bit);
+        for (u32 i = 0; i < HALF; i++) {
+            const float low = s[i], high = s[i + HALF];
+            s[i] = (upper ? high : low) + shuffle_xor(upper ? low : high, BIT);
         }
-        bit *= 2;
+        return reduce<LANES, HALF / 2, BIT * 2>(s);
+    } else if constexpr (BIT < LANES) {
+        s[0] += shuffle_xor(s[0], BIT);
+        return reduce<LANES, 0, BIT * 2>(s);
+    } else {
+        return s[0];
     }
-#pragma unroll
-    for (; bit < LANES; bit *= 2) s[0] += shuffle_xor(s[0], bit);
-    return s[0];
 }
 
 // A softmax under way: of a group's tokens, HEADS heads. A lane keeps the reference and the total of the
@@ -134,7 +133,7 @@ DEVICE void score(const AttentionParams& p, const Stream<S>& stream, u32 half,
                 }
             }
         }
-        float value = reduce<S::LANES>(shares) * p.scale;
+        float value = reduce<S::LANES, S::SCORES / 2>(shares) * p.scale;
         if (p.soft_cap > 0.0f) value = p.soft_cap * tanhf(value / p.soft_cap);
         const u32 at = token + (round * S::TOKENS + mine) * S::GROUPS;
         scores[round] = stream.is_seen(at) ? value : NOTHING;
@@ -173,8 +172,9 @@ DEVICE void add_values(const Stream<S>& stream, u32 half, const float (&weights)
 
 // Which row, split and heads a block has.
 struct Place {
-    // In the pass, and in the step.
-    u32 slot, row;
+    u32 row;
+    // Of the pass.
+    u32 unit;
     u32 kv_head;
     // First query head, and how many there are.
     u32 head, heads;
@@ -182,7 +182,7 @@ struct Place {
 
 // Adds the block's softmaxes in order; stores the split, or the result where it is all there is.
 template <class S>
-DEVICE void merge_block(const AttentionParams& p, const Place& place, const Softmax<S>& softmax) {
+DEVICE void merge_block(const AttentionParams& p, const Place* kept, const Softmax<S>& softmax) {
     float* sums = reinterpret_cast<float*>(dynamic_shared());
     float* references = sums + S::PARTS * S::HEADS * S::DIM;
     float* totals = references + S::PARTS * S::HEADS;
@@ -193,6 +193,7 @@ DEVICE void merge_block(const AttentionParams& p, const Place& place, const Soft
     for (u32 bit = 1; bit < S::TOKENS; bit *= 2) total += shuffle_xor(total, bit);
     // The ring is not needed any more.
     sync_block();
+    const Place place = *kept;
     const u32 part = thread_index() / S::LANES, in_group = lane() % S::LANES;
     if (in_group < S::SCORES && held<S::SCORES>(in_group) < S::HEADS) {
         const u32 at = part * S::HEADS + held<S::SCORES>(in_group);
@@ -219,7 +220,7 @@ DEVICE void merge_block(const AttentionParams& p, const Place& place, const Soft
         weights[thread] = weight_of(references[thread], top);
     }
     sync_block();
-    for (u32 at = thread * 4; at < place.heads * S::DIM; at += WARPS * 32 * 4) {
+    for (u32 at = thread * 4; at < place.heads * S::DIM; at += S::WARPS * 32 * 4) {
         const u32 local = at / S::DIM, col = at % S::DIM;
         if (col >= p.kv.head_dim) continue;
         f32x4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -241,20 +242,22 @@ DEVICE void merge_block(const AttentionParams& p, const Place& place, const Soft
             const float whole = fmaf(weight, all_of_it, 0.0f) + weight_of(sink, highest);
             store_quotient(p.target, place.row, head * p.kv.head_dim + col, scaled, whole);
         } else {
-            const size_t split = (size_t(place.slot) * p.heads + head) * p.splits + block_x();
-            *reinterpret_cast<f32x4*>(p.partials + split * p.kv.head_dim + col) = sum;
-            if (col == 0) p.stats[split] = {top, all_of_it};
+            const size_t to = size_t(head) * p.units + place.unit;
+            *reinterpret_cast<f32x4*>(p.partials + to * p.kv.head_dim + col) = sum;
+            if (col == 0) p.stats[to] = {top, all_of_it};
         }
     }
 }
 
-template <u32 LANES, u32 SIZE, u32 HEADS>
+template <u32 WARPS, u32 LANES, u32 SIZE, u32 HEADS>
 DEVICE void attend(const AttentionParams& p) {
-    using S = Shape<LANES, SIZE, HEADS>;
+    using S = Shape<WARPS, LANES, SIZE, HEADS>;
     const u32 subset = block_y() % p.subsets;
+    Unit unit = {block_z(), block_x()};
+    if (p.splits == 0) unit = find_unit(p, block_x());
     Place place;
-    place.slot = block_z();
-    place.row = p.first_row + block_z();
+    place.unit = block_z() * p.splits + block_x();
+    place.row = p.first_row + unit.slot;
     place.kv_head = block_y() / p.subsets;
     place.head = place.kv_head * p.group + subset * HEADS;
     place.heads = min(p.group - subset * HEADS, HEADS);
@@ -263,26 +266,26 @@ DEVICE void attend(const AttentionParams& p) {
     const Row row = p.step.rows[place.row];
     const Sequence sequence = p.step.sequences[row.sequence];
     const Visible seen = visible(p, row, sequence);
-    const u32 base = (seen.start / SPLIT + block_x()) * SPLIT;
+    const u32 base = (seen.start / SPLIT + unit.split) * SPLIT;
     const u32 start = max(seen.start, base), end = min(seen.end, base + SPLIT);
     if (start >= end && !p.direct) return wait_for_predecessor();
 
     Stream<S> stream;
-    stream.keys = p.kv.keys;
-    stream.values = p.kv.values;
+    stream.keys = p.kv.keys + size_t(place.kv_head) * p.kv.tile_bytes;
+    stream.values = p.kv.values + size_t(place.kv_head) * p.kv.tile_bytes;
+    stream.block_bytes = p.kv.kv_heads * p.kv.tile_bytes;
     stream.ring = dynamic_shared() + warp() * SLOTS * S::SLOT_BYTES;
     stream.row_bytes = p.kv.head_dim * Cache::BYTES;
     stream.head_dim = p.kv.head_dim;
-    stream.start = start - base;
-    stream.end = start < end ? end - base : stream.start;
+    stream.start = start < end ? start - base : 0;
+    stream.end = start < end ? end - base : 0;
     // From the piece of the first token on, the warp's first one.
     const u32 before = stream.start / S::PIECE;
     stream.first = before + (warp() - before) % WARPS;
-    stream.last = start < end ? (stream.end + S::PIECE - 1) / S::PIECE : 0;
-    stream.tile = 0;
+    stream.block = 0;
     const u32 position = base + lane() * KV_BLOCK_TOKENS;
     if (lane() < SPLIT / KV_BLOCK_TOKENS && position < end && position + KV_BLOCK_TOKENS > start) {
-        stream.tile = tile_offset(p.kv, block_of(p.step, sequence, position), place.kv_head);
+        stream.block = block_of(p.step, sequence, position);
     }
     if (p.kv.head_dim < S::DIM) stream.clear();
 
@@ -298,6 +301,10 @@ DEVICE void attend(const AttentionParams& p) {
     if (EARLY) wait_for_predecessor();
     while (fetched < SLOTS) stream.fetch(fetched++);
     let_successor_start();
+
+    // Not in registers, of which the loop has none to spare.
+    SHARED(Place, kept, 1);
+    if (thread_index() == 0) *kept = place;
 
     float query[HEADS][SIZE];
     Softmax<S> softmax;
@@ -329,9 +336,9 @@ DEVICE void attend(const AttentionParams& p) {
         stream.leave(half + 1);
     }
     wait_async<0>();
-    merge_block<S>(p, place, softmax);
+    merge_block<S>(p, kept, softmax);
     if (p.direct && block_y() == 0) {
-        store_zeros(p.target, place.row, p.heads * p.kv.head_dim, thread_index(), thread_count());
+        store_zeros(p.target, kept->row, p.heads * p.kv.head_dim, thread_index(), thread_count());
     }
 }
 
@@ -339,32 +346,43 @@ DEVICE void attend(const AttentionParams& p) {
 #define NAME(kv, dim, heads) NAME_OF(kv, dim, heads)
 #define NAME_MERGE_OF(kv) attention_##kv##_merge
 #define NAME_MERGE(kv) NAME_MERGE_OF(kv)
-// Heads of up to `dim` elements, up to `heads` query heads a block.
-#define ATTENTION(dim, heads, lanes, size) \
-    KERNEL(NAME(KV, dim, heads), AttentionParams, WARPS * 32) { attend<lanes, size, heads>(p); }
+// Heads of up to `dim` elements, up to `heads` query heads a block, and how many blocks a multiprocessor
+// shall have room for: registers must suffice.
+#define ATTENTION(dim, heads, blocks, warps, lanes, size)                        \
+    KERNEL_BLOCKS(NAME(KV, dim, heads), AttentionParams, (warps) * 32, blocks) { \
+        attend<warps, lanes, size, heads>(p);                                    \
+    }
+// Of three blocks with eight heads, registers suffice for some.
+#if __CUDA_ARCH__ >= 900
+constexpr u32 OF_EIGHT = Cache::BYTES == 2 ? 3 : 2;
+#else
+constexpr u32 OF_EIGHT = 2;
+#endif
 
-ATTENTION(64, 1, 8, 8)
-ATTENTION(64, 4, 8, 8)
-ATTENTION(64, 8, 8, 8)
-ATTENTION(128, 1, 8, 16)
-ATTENTION(128, 4, 8, 16)
-ATTENTION(128, 8, 16, 8)
-ATTENTION(256, 1, 16, 16)
-ATTENTION(256, 4, 16, 16)
-ATTENTION(256, 8, 32, 8)
+ATTENTION(64, 1, 2, 8, 8, 8)
+ATTENTION(64, 4, 2, 8, 8, 8)
+ATTENTION(64, 8, OF_EIGHT, 4, 8, 8)
+ATTENTION(128, 1, 2, 8, 8, 16)
+ATTENTION(128, 4, 2, 8, 16, 8)
+ATTENTION(128, 8, OF_EIGHT, 4, 16, 8)
+ATTENTION(256, 1, 2, 8, 16, 16)
+ATTENTION(256, 4, 2, 8, 32, 8)
+ATTENTION(256, 8, 2, 4, 32, 8)
 
-// Adds a row's splits for one head: warp w those of every fourth number from w on, then the warps in order.
-KERNEL(NAME_MERGE(KV), AttentionParams, WARPS * 32) {
-    SHARED(f32x4, shares, WARPS * 64);
+constexpr u32 MERGE_WARPS = 8;
+
+// Adds a row's splits for one head: warp w those of every eighth from number w on, then the warps in order.
+KERNEL(NAME_MERGE(KV), AttentionParams, MERGE_WARPS * 32) {
+    SHARED(f32x4, shares, MERGE_WARPS * 64);
     const u32 slot = block_y(), row_at = p.first_row + slot, head = block_x();
     let_successor_start();
     if (row_at >= p.step.counts->rows) return wait_for_predecessor();
     const Row row = p.step.rows[row_at];
     const Visible seen = visible(p, row, p.step.sequences[row.sequence]);
-    const u32 count = seen.start < seen.end ? (seen.end - 1) / SPLIT - seen.start / SPLIT + 1 : 0;
+    const u32 count = splits_of(seen);
+    const size_t first = size_t(head) * p.units + first_unit(p, slot);
     wait_for_predecessor();
 
-    const size_t first = (size_t(slot) * p.heads + head) * p.splits;
     const f32x2* stats = p.stats + first;
     const float sink = sink_of(p, head);
     float top = sink;
@@ -382,7 +400,7 @@ KERNEL(NAME_MERGE(KV), AttentionParams, WARPS * 32) {
     for (u32 quad = lane(); quad < quads; quad += 32) {
         f32x4 sum = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll 8
-        for (u32 i = warp(); i < count; i += WARPS) {
+        for (u32 i = warp(); i < count; i += MERGE_WARPS) {
             add_scaled(sum, weight_of(stats[i].x, top), sums[size_t(i) * quads + quad]);
         }
         shares[warp() * 64 + quad] = sum;
@@ -390,7 +408,7 @@ KERNEL(NAME_MERGE(KV), AttentionParams, WARPS * 32) {
     sync_block();
     for (u32 quad = thread_index(); quad < quads; quad += thread_count()) {
         f32x4 sum = shares[quad];
-        for (u32 i = 1; i < WARPS; i++) add_scaled(sum, 1.0f, shares[i * 64 + quad]);
+        for (u32 i = 1; i < MERGE_WARPS; i++) add_scaled(sum, 1.0f, shares[i * 64 + quad]);
         store_quotient(p.target, row_at, head * p.kv.head_dim + quad * 4, sum, total);
     }
     if (head == 0) {

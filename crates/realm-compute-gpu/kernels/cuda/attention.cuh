@@ -16,8 +16,8 @@ struct AttentionParams {
     const float* query;
     // [heads], or null.
     const float* sinks;
-    // [rows of the pass, heads, splits, head_dim] sums, then [rows of the pass, heads, splits]
-    // references and totals.
+    // [heads, units, head_dim] sums, then [heads, units] references and totals. A unit is a split of a
+    // row of the pass.
     float* partials;
     f32x2* stats;
     Columns target;
@@ -27,7 +27,10 @@ struct AttentionParams {
     u32 subsets;
     // First row of the pass.
     u32 first_row;
+    // Each row has so many units; or, where this is 0, as many as it sees splits, without gaps: then
+    // the pass has all rows.
     u32 splits;
+    u32 units;
     u32 causal;
     u32 window;
     // The rows have one split at most: its block stores the result.
@@ -47,6 +50,59 @@ DEVICE Visible visible(const AttentionParams& p, const Row& row, const Sequence&
     const u32 end = p.causal && next < sequence.length ? next : sequence.length;
     const u32 start = p.window < next ? next - p.window : 0;
     return {start < end ? start : end, end};
+}
+
+DEVICE u32 splits_of(const Visible& seen) {
+    return seen.start < seen.end ? (seen.end - 1) / SPLIT - seen.start / SPLIT + 1 : 0;
+}
+
+// A unit's row in the pass, and its number among the row's.
+struct Unit {
+    u32 slot, split;
+};
+
+// Splits that the row `slot` of a pass of all rows sees.
+DEVICE u32 splits_of_row(const AttentionParams& p, u32 slot, u32 rows) {
+    if (slot >= rows) return 0;
+    const Row row = p.step.rows[slot];
+    return splits_of(visible(p, row, p.step.sequences[row.sequence]));
+}
+
+// Finds a unit of a pass without gaps, warp by warp. Beyond the last one `slot` is not less than the
+// step's rows.
+DEVICE Unit find_unit(const AttentionParams& p, u32 unit) {
+    const u32 rows = p.step.counts->rows;
+    for (u32 first = 0; first < rows; first += 32) {
+        u32 sum = splits_of_row(p, first + lane(), rows);
+#pragma unroll
+        for (u32 span = 1; span < 32; span *= 2) {
+            const u32 before = shuffle(sum, lane() - min(lane(), span));
+            if (lane() >= span) sum += before;
+        }
+        const u32 all_of_them = shuffle(sum, 31);
+        if (unit < all_of_them) {
+            // How many rows end at or before the unit.
+            u32 at = 0;
+#pragma unroll
+            for (u32 step = 16; step > 0; step /= 2) {
+                if (shuffle(sum, at + step - 1) <= unit) at += step;
+            }
+            const u32 start = shuffle(sum, at - min(at, 1u));
+            return {first + at, at > 0 ? unit - start : unit};
+        }
+        unit -= all_of_them;
+    }
+    return {rows, 0};
+}
+
+// The first unit of a row of the pass.
+DEVICE u32 first_unit(const AttentionParams& p, u32 slot) {
+    if (p.splits > 0) return slot * p.splits;
+    u32 sum = 0;
+    for (u32 before = lane(); before < slot; before += 32) sum += splits_of_row(p, before, slot);
+#pragma unroll
+    for (u32 bit = 1; bit < 32; bit *= 2) sum += shuffle_xor(sum, bit);
+    return sum;
 }
 
 constexpr float NOTHING = -__builtin_huge_valf();

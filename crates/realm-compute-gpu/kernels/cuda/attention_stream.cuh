@@ -2,17 +2,16 @@
 #pragma once
 #include "cache_types.cuh"
 
-constexpr u32 WARPS = 4;
 // Pieces of keys and of values, alternating, that a warp's ring holds.
 constexpr u32 SLOTS = 4;
-constexpr u32 SLOT_LIMIT = 4096;
+constexpr u32 SLOT_LIMIT = 2048;
 
 constexpr u32 smaller(u32 a, u32 b) { return a < b ? a : b; }
 constexpr u32 larger(u32 a, u32 b) { return a < b ? b : a; }
 
-template <u32 LANES_, u32 SIZE_, u32 HEADS_>
+template <u32 WARPS_, u32 LANES_, u32 SIZE_, u32 HEADS_>
 struct Shape {
-    static constexpr u32 LANES = LANES_, SIZE = SIZE_, HEADS = HEADS_;
+    static constexpr u32 WARPS = WARPS_, LANES = LANES_, SIZE = SIZE_, HEADS = HEADS_;
     // Elements that a row has room for.
     static constexpr u32 DIM = LANES * SIZE;
     // Tokens side by side.
@@ -20,14 +19,11 @@ struct Shape {
     static constexpr u32 UNIT = Cache::unit(SIZE);
     static constexpr u32 UNITS = SIZE / UNIT;
     static constexpr u32 UNIT_BYTES = UNIT * Cache::BYTES;
-    // Tokens of a piece, and how many each group has of them: with eight heads a block four, or eight
-    // where the scales of fewer tokens could not be copied, so that registers suffice.
-    static constexpr u32 PIECE =
-        smaller(smaller(16, SLOT_LIMIT / (DIM * Cache::BYTES)),
-                HEADS == 8 ? larger(4 * GROUPS, Cache::SCALED ? 8 : 4) : 16);
+    // Tokens of a piece, and how many each group has of them.
+    static constexpr u32 PIECE = smaller(16, SLOT_LIMIT / (DIM * Cache::BYTES));
     static constexpr u32 STEPS = PIECE / GROUPS;
     // Tokens of a group whose scores are reduced together.
-    static constexpr u32 TOKENS = smaller(smaller(8 / HEADS, 4), STEPS);
+    static constexpr u32 TOKENS = smaller(smaller(LANES / HEADS, 4), STEPS);
     static constexpr u32 ROUNDS = STEPS / TOKENS;
     static constexpr u32 SCORES = TOKENS * HEADS;
     // A slot: [STEPS][UNITS][32 lanes] units, then the scales as they lie in the cache.
@@ -43,26 +39,28 @@ struct Shape {
 // The part of the cache that a warp reads, and its ring.
 template <class S>
 struct Stream {
+    // Of the KV head, in the first block.
     const u8* keys;
     const u8* values;
     u8* ring;
     u32 row_bytes;
-    u32 tile_bytes;
     u32 head_dim;
-    // Lane i holds the offset of the split's block i in `keys` and `values`.
-    u64 tile;
-    // Tokens of the split that are seen.
+    // From a block of the cache to the next.
+    u32 block_bytes;
+    // Lane i holds the id of the split's block i.
+    u32 block;
+    // Tokens of the split that are seen; 0, 0 where there are none.
     u32 start, end;
-    // The warp's pieces.
-    u32 first, last;
+    // The warp's first piece.
+    u32 first;
 
     // Where a lane's unit starts in a row.
     static DEVICE u32 element(u32 unit) {
         return (unit * S::LANES + lane() % S::LANES) * S::UNIT;
     }
 
-    DEVICE u32 piece(u32 half) const { return first + half / 2 * WARPS; }
-    DEVICE bool is_there(u32 half) const { return piece(half) < last; }
+    DEVICE u32 piece(u32 half) const { return first + half / 2 * S::WARPS; }
+    DEVICE bool is_there(u32 half) const { return piece(half) * S::PIECE < end; }
 
     DEVICE u8* slot(u32 half) const { return ring + half % SLOTS * S::SLOT_BYTES; }
 
@@ -85,7 +83,7 @@ struct Stream {
         if (is_there(half)) {
             const u32 token = piece(half) * S::PIECE;
             const u8* from = half % 2 ? values : keys;
-            from += shuffle(tile, token / KV_BLOCK_TOKENS);
+            from += size_t(shuffle(block, token / KV_BLOCK_TOKENS)) * block_bytes;
             copy_units(from, slot(half), token);
             if constexpr (Cache::SCALED) copy_scales(from, slot(half) + S::UNITS_BYTES, token);
         }
@@ -99,31 +97,34 @@ struct Stream {
         const u32 stride = S::GROUPS * row_bytes;
         if (is_whole(token)) {
 #pragma unroll
-            for (u32 step = 0; step < S::STEPS; step++) copy_step(from + step * stride, to, step);
+            for (u32 unit = 0; unit < S::UNITS; unit++) {
+                if (element(unit) >= head_dim) continue;
+#pragma unroll
+                for (u32 step = 0; step < S::STEPS; step++) {
+                    copy_unit(from + step * stride, to, step, unit);
+                }
+            }
             return;
         }
 #pragma unroll 1
         for (u32 step = 0; step < S::STEPS; step++) {
-            if (is_seen(token + step * S::GROUPS + lane() / S::LANES)) {
-                copy_step(from + step * stride, to, step);
-            } else {
+            if (!is_seen(token + step * S::GROUPS + lane() / S::LANES)) {
                 clear_step(to, step);
+                continue;
+            }
+            for (u32 unit = 0; unit < S::UNITS; unit++) {
+                if (element(unit) < head_dim) copy_unit(from + step * stride, to, step, unit);
             }
         }
     }
 
-    DEVICE void copy_step(const u8* from, u8* to, u32 step) const {
-        to += step * S::UNITS * 32 * S::UNIT_BYTES;
-#pragma unroll
-        for (u32 unit = 0; unit < S::UNITS; unit++) {
-            if (element(unit) >= head_dim) continue;
-            u8* there = to + unit * 32 * S::UNIT_BYTES;
-            const u8* here = from + unit * S::LANES * S::UNIT_BYTES;
-            if constexpr (S::UNIT_BYTES == 16) {
-                copy_async16(there, here);
-            } else {
-                copy_async8(there, here);
-            }
+    DEVICE void copy_unit(const u8* from, u8* to, u32 step, u32 unit) const {
+        to += (step * S::UNITS + unit) * 32 * S::UNIT_BYTES;
+        from += unit * S::LANES * S::UNIT_BYTES;
+        if constexpr (S::UNIT_BYTES == 16) {
+            copy_async16(to, from);
+        } else {
+            copy_async8(to, from);
         }
     }
 

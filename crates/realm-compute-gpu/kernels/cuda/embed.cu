@@ -29,9 +29,12 @@ DEVICE void decode(const u8* tile, u32 chunk, u32 row, u32 c, float (&value)[16]
             value[4 * step + 3] = lower ? v[7] : v[5];
         }
     } else {
-        float scales[2][F::PART], mins[2][F::PART];
-        F::scales(tile, row, 0, scales[0], mins[0]);
-        F::scales(tile, row, 1, scales[1], mins[1]);
+        // Pairs of groups in a chunk; groups of 64 are half of one.
+        constexpr u32 PAIRS = F::GROUP < 64 ? 32 / F::GROUP : 1;
+        float scales[PAIRS][2], mins[PAIRS][2] = {};
+#pragma unroll
+        for (u32 i = 0; i < PAIRS; i++)
+            F::pair(tile, row, chunk * 32 / F::GROUP + i, scales[i], mins[i]);
 #pragma unroll
         for (u32 step = 0; step < 4; step++) {
             u32 forms[4];
@@ -39,14 +42,9 @@ DEVICE void decode(const u8* tile, u32 chunk, u32 row, u32 c, float (&value)[16]
             // The field ends at bit 6, signed ones at bit 7.
             constexpr u32 PLACE = F::BITS == 8 ? 0 : 7 - F::BITS;
             const u32 form = forms[lower] >> PLACE & four_times((1u << F::BITS) - 1);
-            const u32 group = (64 * chunk + 16 * step) / F::GROUP;
-            float scale = 0.0f, min = 0.0f;
-#pragma unroll
-            for (u32 i = 0; i < 2 * F::PART; i++) {
-                if (i != group) continue;
-                scale = scales[i / F::PART][i % F::PART];
-                if constexpr (F::HAS_MIN) min = mins[i / F::PART][i % F::PART];
-            }
+            constexpr u32 GROUP = F::GROUP < 64 ? F::GROUP : 64;
+            const float scale = scales[16 * step / GROUP / 2][16 * step / GROUP % 2];
+            const float min = mins[16 * step / GROUP / 2][16 * step / GROUP % 2];
 #pragma unroll
             for (u32 i = 0; i < 4; i++) {
                 float v = scale * float(i32(form >> (8 * i) & 0xff) - i32(F::ZERO));
@@ -73,7 +71,8 @@ DEVICE void embed(const EmbedParams& p) {
         float value[16];
         if (token < p.vocabulary) {
             const size_t tile = size_t(token / 16) * tiles + first / F::TILE_K;
-            decode<F>(p.planes + tile * F::TILE_BYTES, first % F::TILE_K / 64, token % 16, c, value);
+            decode<F>(p.planes + tile * F::TILE_BYTES, first % F::TILE_K / 64, token % 16, c,
+                      value);
         }
 #pragma unroll
         for (u32 i = 0; i < 16; i++) {

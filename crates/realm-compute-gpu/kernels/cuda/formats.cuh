@@ -1,10 +1,11 @@
-// The formats as their planes hold them (src/cuda/planes): one struct a format, which says how a tile of
-// 16 weight rows lies in memory and decodes its scales; and what they share, the decoding of packed
-// integers to fragments of a tensor core's matrix.
+// The formats as their planes hold them (src/cuda/planes): one struct a format, which says how a
+// tile of 16 weight rows lies in memory and decodes its scales; and what they share, the decoding
+// of packed integers to fragments of a tensor core's matrix.
 //
-// Tile: chunks of 64 k, then the headers of the 16 rows. With g = lane / 4, c = lane % 4, a lane's 32
-// weights of a chunk are eight forms: form 2 s + r has row g + 8 r, k = 16 s + 2 c + {0, 8, 1, 9}, a
-// byte each. A form's bytes 0 and 2 are one register of step s's fragment, bytes 1 and 3 another.
+// Tile: chunks of 64 k, then the headers of the 16 rows. With g = lane / 4, c = lane % 4, a lane's
+// 32 weights of a chunk are eight forms: form 2 s + r has row g + 8 r, k = 16 s + 2 c + {0, 8, 1,
+// 9}, a byte each. A form's bytes 0 and 2 are one register of step s's fragment, bytes 1 and 3
+// another.
 #pragma once
 #include "intrinsics.cuh"
 
@@ -13,9 +14,10 @@ DEVICE u32 rotate_right(u32 word, u32 bits) {
 }
 DEVICE u32 word_at(const u8* at) { return *reinterpret_cast<const u32*>(at); }
 DEVICE u32x4 words_at(const u8* at) { return *reinterpret_cast<const u32x4*>(at); }
+DEVICE u32 two_bytes_at(const u8* at) { return *reinterpret_cast<const u16*>(at); }
 DEVICE float half_at(const u8* at) { return f16_value(*reinterpret_cast<const u16*>(at)); }
-// d · (byte i of a word − zero), rounded once. The byte becomes a part of 32768 + byte, whose surplus times
-// d has no more bits than a float: but where d is infinite, it makes the product NaN.
+// d · (byte i of a word − zero), rounded once. The byte becomes a part of 32768 + byte, whose
+// surplus times d has no more bits than a float: but where d is infinite, it makes the product NaN.
 DEVICE float scaled(float d, u32 bytes, u32 i, u32 zero = 0) {
     const float byte = bits_float(byte_perm(bytes, 0x47000000, 0x7404 | i << 4));
     return fmaf(d, byte, -d * float(32768 + zero));
@@ -26,8 +28,8 @@ DEVICE constexpr u32 twice(u32 half) { return half | half << 16; }
 // The four bytes of a word.
 DEVICE constexpr u32 four_times(u32 byte) { return twice(byte | byte << 8); }
 
-// What a product is computed in: how integers become fragments exactly. A field of `BITS` bits that ends
-// at bit 6 of its byte is the top of a mantissa: with an exponent set, it reads BIAS + field.
+// What a product is computed in: how integers become fragments exactly. A field of `BITS` bits that
+// ends at bit 6 of its byte is the top of a mantissa: with an exponent set, it reads BIAS + field.
 struct InBf16 {
     template <u32 BITS>
     static constexpr u32 BIAS = BITS == 8 ? 0 : 1u << BITS;
@@ -39,20 +41,24 @@ struct InBf16 {
         return value == 0 ? 0 : (127 + exponent) << 7 | ((value << 7 >> exponent) & 0x7f);
     }
 
-    // Bytes 0 and 2 of a word as a register of a fragment. Bytes of 8 bits are 128 above the weight: the
-    // lower seven give 128 to 255, and the upper one says whether to subtract 128 or 256.
+    // Bytes 0 and 2 of a word as a register of a fragment. Bytes of 8 bits are 128 above the
+    // weight: the lower seven give 128 to 255, and the upper one says whether to subtract 128 or
+    // 256.
     template <u32 BITS>
     static DEVICE u32 expand(u32 word) {
         if constexpr (BITS == 8) {
             return sub_bf16x2(and_or(word, twice(0x7f), twice(0x4300)),
                               and_xor(word, twice(0x80), twice(0x4380)));
         } else {
-            return and_or(word, twice(((1u << BITS) - 1) << (7 - BITS)), twice(integer(1u << BITS)));
+            return and_or(word, twice(((1u << BITS) - 1) << (7 - BITS)),
+                          twice(integer(1u << BITS)));
         }
     }
 
     static DEVICE u32 pack(float low, float high) { return pack_bf16(low, high); }
-    static DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_bf16(d, a, b0, b1); }
+    static DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        mma_bf16(d, a, b0, b1);
+    }
 };
 
 struct InF16 {
@@ -71,16 +77,20 @@ struct InF16 {
         if constexpr (BITS == 8) {
             return byte_perm(word, four_times(0x64), 0x4240);
         } else {
-            return and_or(word, twice(((1u << BITS) - 1) << (7 - BITS)), twice(integer(8u << BITS)));
+            return and_or(word, twice(((1u << BITS) - 1) << (7 - BITS)),
+                          twice(integer(8u << BITS)));
         }
     }
 
     static DEVICE u32 pack(float low, float high) { return pack_f16(low, high); }
-    static DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) { mma_f16(d, a, b0, b1); }
+    static DEVICE void mma(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+        mma_f16(d, a, b0, b1);
+    }
 };
 
-// A lane's weights of a chunk as they are packed: LOW lower bits, 16 bytes a lane and half chunk or less,
-// then a plane of HIGH more. Fields lie so that a rotation brings a form's to bit PLACE of each byte.
+// A lane's weights of a chunk as they are packed: LOW lower bits, 16 bytes a lane and half chunk or
+// less, then a plane of HIGH more. Fields lie so that a rotation brings a form's to bit PLACE of
+// each byte.
 template <u32 LOW, u32 HIGH, u32 PLACE>
 struct Packed {
     static constexpr u32 CHUNK_BYTES = 128 * (LOW + HIGH);
@@ -107,9 +117,11 @@ struct Packed {
         }
     }
 
-    // Form f, its bytes turned so that byte `byte` is the first. Bits outside its fields are anything.
+    // Form f, its bytes turned so that byte `byte` is the first. Bits outside its fields are
+    // anything.
     DEVICE u32 form(u32 f, u32 byte = 0) const {
-        const u32 lower = rotate_right(low[f * LOW / 8], LOW * (f % (8 / LOW)) + (HIGH ? 0 : 8 * byte));
+        const u32 lower =
+            rotate_right(low[f * LOW / 8], LOW * (f % (8 / LOW)) + (HIGH ? 0 : 8 * byte));
         if constexpr (HIGH == 0) {
             return lower;
         } else {
@@ -120,8 +132,8 @@ struct Packed {
     }
 };
 
-// What a quantized format starts from. weight = scale · (field − ZERO) − minimum, scale and minimum for
-// GROUP k. A header has two parts, each an array of the 16 rows'.
+// What a quantized format starts from. weight = scale · (field − ZERO) − minimum, scale and minimum
+// for GROUP k. A header has two parts, each an array of the 16 rows'.
 template <u32 TILE, u32 GROUP_K, u32 LOW, u32 HIGH, u32 HEADER, u32 MORE_HEADER = 0>
 struct Quantized {
     static constexpr bool FLOAT = false;
@@ -130,10 +142,10 @@ struct Quantized {
     static constexpr u32 HEADERS = TILE / 64 * 128 * (LOW + HIGH);
     static constexpr u32 MORE_HEADERS = HEADERS + 16 * HEADER;
     static constexpr u32 TILE_BYTES = MORE_HEADERS + 16 * MORE_HEADER;
-    // Tiles side by side that a warp fetches together: 2 to 4 KB.
-    static constexpr u32 STAGE_TILES = TILE == 256 ? 1 : LOW == 8 ? 2 : 4;
-    // Groups of a row that one call of `scales` decodes: those of the first or the second half tile.
-    static constexpr u32 PART = TILE / GROUP / 2;
+    // Tiles side by side that a warp fetches together: 256 k.
+    static constexpr u32 STAGE_TILES = 256 / TILE;
+    // Pairs of groups of a row.
+    static constexpr u32 PAIRS = TILE / GROUP / 2;
 
     // Significant bits of a form's bytes; 8 stand 128 above a signed integer.
     static constexpr u32 BITS = LOW + HIGH;
@@ -145,61 +157,59 @@ struct Quantized {
     }
 };
 
+// Each format decodes the scales, and the minima, of a row's groups 2 i and 2 i + 1 of a tile.
 namespace formats {
 
-struct q4_0 : Quantized<64, 32, 4, 0, 4> {
+// A scale a block of 32.
+template <u32 LOW, u32 HIGH>
+struct ScaleAlone : Quantized<64, 32, LOW, HIGH, 4> {
     static constexpr bool HAS_MIN = false;
+    static DEVICE void pair(const u8* tile, u32 row, u32, float (&scale)[2], float (&)[2]) {
+        const u32 both = word_at(tile + ScaleAlone::HEADERS + 4 * row);
+        scale[0] = f16_value(u16(both)), scale[1] = f16_value(u16(both >> 16));
+    }
+};
+struct q4_0 : ScaleAlone<4, 0> {
     static constexpr u32 ZERO = 8;
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&)[1]) {
-        scale[0] = half_at(tile + HEADERS + 4 * row + 2 * part);
-    }
 };
-
-struct q5_0 : Quantized<64, 32, 4, 1, 4> {
-    static constexpr bool HAS_MIN = false;
+struct q5_0 : ScaleAlone<4, 1> {
     static constexpr u32 ZERO = 16;
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&)[1]) {
-        scale[0] = half_at(tile + HEADERS + 4 * row + 2 * part);
-    }
 };
-
-struct q8_0 : Quantized<64, 32, 8, 0, 4> {
-    static constexpr bool HAS_MIN = false;
+struct q8_0 : ScaleAlone<8, 0> {
     static constexpr u32 ZERO = 128;
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&)[1]) {
-        scale[0] = half_at(tile + HEADERS + 4 * row + 2 * part);
-    }
 };
 
-// A scale and what is added, for each of two blocks.
+// A scale and what is added, a block of 32.
 template <u32 HIGH>
 struct ScaleAndOffset : Quantized<64, 32, 4, HIGH, 8> {
     static constexpr bool HAS_MIN = true;
     static constexpr u32 ZERO = 0;
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&min)[1]) {
-        const u32 both = word_at(tile + ScaleAndOffset::HEADERS + 8 * row + 4 * part);
-        scale[0] = f16_value(u16(both));
-        min[0] = -f16_value(u16(both >> 16));
+    static DEVICE void pair(const u8* tile, u32 row, u32, float (&scale)[2], float (&min)[2]) {
+        const u32x2 both =
+            *reinterpret_cast<const u32x2*>(tile + ScaleAndOffset::HEADERS + 8 * row);
+        scale[0] = f16_value(u16(both.x)), scale[1] = f16_value(u16(both.y));
+        min[0] = -f16_value(u16(both.x >> 16)), min[1] = -f16_value(u16(both.y >> 16));
     }
 };
 struct q4_1 : ScaleAndOffset<0> {};
 struct q5_1 : ScaleAndOffset<1> {};
 
-// d, dmin and 12 bytes of 6-bit scales and minima (realm_core::formats::unpack_scales_mins).
+// d, dmin; a byte a group, its scale and above it two bits of its minimum; the lower four bits of
+// the minima of groups i and 4 + i.
 template <u32 HIGH>
 struct SixBitScales : Quantized<256, 32, 4, HIGH, 16> {
     static constexpr bool HAS_MIN = true;
     static constexpr u32 ZERO = 0;
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[4], float (&min)[4]) {
+    static DEVICE void pair(const u8* tile, u32 row, u32 i, float (&scale)[2], float (&min)[2]) {
         const u8* header = tile + SixBitScales::HEADERS + 16 * row;
-        const u32 both = word_at(header), first = word_at(header + 4 + 4 * part), lower = word_at(header + 12);
+        const u32 both = word_at(header), bytes = two_bytes_at(header + 4 + 2 * i);
+        const u32 lower = two_bytes_at(header + 12 + 2 * (i % 2)) >> (4 * (i / 2));
+        const u32 mins = (lower & four_times(15)) | (bytes >> 2 & four_times(48));
         const float d = f16_value(u16(both)), dmin = f16_value(u16(both >> 16));
-        const u32 scales = first & four_times(63);
-        const u32 mins = (lower >> (4 * part) & four_times(15)) | (first >> 2 & four_times(48));
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            scale[i] = scaled(d, scales, i);
-            min[i] = scaled(dmin, mins, i);
+        for (u32 j = 0; j < 2; j++) {
+            scale[j] = scaled(d, bytes & four_times(63), j);
+            min[j] = scaled(dmin, mins, j);
         }
     }
 };
@@ -210,14 +220,14 @@ struct q5_k : SixBitScales<1> {};
 struct q2_k : Quantized<256, 16, 2, 0, 16, 4> {
     static constexpr bool HAS_MIN = true;
     static constexpr u32 ZERO = 0;
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[8], float (&min)[8]) {
+    static DEVICE void pair(const u8* tile, u32 row, u32 i, float (&scale)[2], float (&min)[2]) {
         const u32 both = word_at(tile + MORE_HEADERS + 4 * row);
+        const u32 bytes = two_bytes_at(tile + HEADERS + 16 * row + 2 * i);
         const float d = f16_value(u16(both)), dmin = f16_value(u16(both >> 16));
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            const u32 bytes = word_at(tile + HEADERS + 16 * row + 8 * part + i / 4 * 4);
-            scale[i] = scaled(d, bytes & four_times(15), i % 4);
-            min[i] = scaled(dmin, bytes >> 4 & four_times(15), i % 4);
+        for (u32 j = 0; j < 2; j++) {
+            scale[j] = scaled(d, bytes & four_times(15), j);
+            min[j] = scaled(dmin, bytes >> 4 & four_times(15), j);
         }
     }
 };
@@ -226,17 +236,13 @@ struct q2_k : Quantized<256, 16, 2, 0, 16, 4> {
 struct q3_k : Quantized<256, 16, 2, 1, 12, 2> {
     static constexpr bool HAS_MIN = false;
     static constexpr u32 ZERO = 4;
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[8], float (&)[8]) {
+    static DEVICE void pair(const u8* tile, u32 row, u32 i, float (&scale)[2], float (&)[2]) {
         const u8* header = tile + HEADERS + 12 * row;
+        const u32 lower = two_bytes_at(header + 2 * (i % 4)) >> (4 * (i / 4)) & four_times(15);
+        const u32 upper = two_bytes_at(header + 8 + 2 * (i % 2)) >> (2 * (i / 2)) & four_times(3);
         const float d = half_at(tile + MORE_HEADERS + 2 * row);
-        const u32 upper = word_at(header + 8) >> (4 * part);
 #pragma unroll
-        for (u32 word = 0; word < 2; word++) {
-            const u32 lower = word_at(header + 4 * word) >> (4 * part) & four_times(15);
-            const u32 bytes = lower | (upper >> (2 * word) & four_times(3)) << 4;
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) scale[4 * word + i] = scaled(d, bytes, i, 32);
-        }
+        for (u32 j = 0; j < 2; j++) scale[j] = scaled(d, lower | upper << 4, j, 32);
     }
 };
 
@@ -244,13 +250,11 @@ struct q3_k : Quantized<256, 16, 2, 1, 12, 2> {
 struct q6_k : Quantized<256, 16, 4, 2, 16, 2> {
     static constexpr bool HAS_MIN = false;
     static constexpr u32 ZERO = 32;
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[8], float (&)[8]) {
+    static DEVICE void pair(const u8* tile, u32 row, u32 i, float (&scale)[2], float (&)[2]) {
+        const u32 bytes = two_bytes_at(tile + HEADERS + 16 * row + 2 * i) ^ four_times(0x80);
         const float d = half_at(tile + MORE_HEADERS + 2 * row);
 #pragma unroll
-        for (u32 i = 0; i < 8; i++) {
-            const u32 bytes = word_at(tile + HEADERS + 16 * row + 8 * part + i / 4 * 4);
-            scale[i] = scaled(d, bytes ^ four_times(0x80), i % 4, 128);
-        }
+        for (u32 j = 0; j < 2; j++) scale[j] = scaled(d, bytes, j, 128);
     }
 };
 
@@ -258,21 +262,20 @@ struct q6_k : Quantized<256, 16, 4, 2, 16, 2> {
 struct q8_k : Quantized<256, 64, 8, 0, 4> {
     static constexpr bool HAS_MIN = false;
     static constexpr u32 ZERO = 128;
-    static DEVICE void scales(const u8* tile, u32 row, u32, float (&scale)[2], float (&)[2]) {
+    static DEVICE void pair(const u8* tile, u32 row, u32, float (&scale)[2], float (&)[2]) {
         scale[0] = scale[1] = bits_float(word_at(tile + HEADERS + 4 * row));
     }
 };
 
-// 4-bit indices of sixteen levels.
-template <u32 TILE, u32 HEADER>
-struct FourBitLevels : Quantized<TILE, 32, 4, 0, HEADER> {
-    static constexpr bool HAS_MIN = false;
+// 4-bit indices of sixteen levels; a form's bytes are 128 above a level.
+template <class Format>
+struct FourBitLevels : Format {
     static constexpr u32 ZERO = 128;
     static constexpr u32 BITS = 8;
     // Indices fill their word: nibble 2 b + r is byte b of form r.
     using Chunk = Packed<4, 0, 0>;
 
-    // Bytes of realm_core::formats::IQ4_LEVELS, 128 above them, at four indices.
+    // Bytes of realm_core::formats::IQ4_LEVELS at four indices.
     static DEVICE u32 levels(u32 indices) {
         const u32 negative = byte_perm(0x3f2d1801, 0x766a5d4f, indices & 0x7777);
         const u32 positive = byte_perm(0xa6998d81, 0xf1d9c5b5, indices & 0x7777);
@@ -288,30 +291,29 @@ struct FourBitLevels : Quantized<TILE, 32, 4, 0, HEADER> {
     }
 };
 
-struct iq4_nl : FourBitLevels<64, 4> {
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[1], float (&)[1]) {
-        scale[0] = half_at(tile + HEADERS + 4 * row + 2 * part);
-    }
-};
+struct iq4_nl : FourBitLevels<ScaleAlone<4, 0>> {};
 
 // d, the upper two bits of the 6-bit scales, the lower four.
-struct iq4_xs : FourBitLevels<256, 8> {
-    static DEVICE void scales(const u8* tile, u32 row, u32 part, float (&scale)[4], float (&)[4]) {
+struct SixBitSignedScales : Quantized<256, 32, 4, 0, 8> {
+    static constexpr bool HAS_MIN = false;
+    static DEVICE void pair(const u8* tile, u32 row, u32 i, float (&scale)[2], float (&)[2]) {
         const u8* header = tile + HEADERS + 8 * row;
-        const u32 first = word_at(header), lower = word_at(header + 4) >> (16 * part);
-        const u32 upper = first >> (16 + 8 * part);
+        const u32 first = word_at(header), lower = header[4 + i], upper = first >> (16 + 4 * i);
         const float d = f16_value(u16(first));
 #pragma unroll
-        for (u32 i = 0; i < 4; i++) {
-            scale[i] = scaled(d, (lower >> (4 * i) & 15) | (upper >> (2 * i) & 3) << 4, 0, 32);
+        for (u32 j = 0; j < 2; j++) {
+            scale[j] = scaled(d, (lower >> (4 * j) & 15) | (upper >> (2 * j) & 3) << 4, 0, 32);
         }
     }
 };
+struct iq4_xs : FourBitLevels<SixBitSignedScales> {};
 
-// Weights that are numbers already: fragments as they stand, a step's 16 x 16 weights after another.
+// Weights that are numbers already: fragments as they stand, a step's 16 x 16 weights after
+// another.
 template <u32 SIZE>
 struct Floats {
     static constexpr bool FLOAT = true;
+    static constexpr bool HAS_MIN = false;
     static constexpr u32 TILE_K = 64;
     static constexpr u32 TILE_BYTES = 1024 * SIZE;
     static constexpr u32 STAGE_TILES = 1;

@@ -52,6 +52,11 @@ struct alignas(16) f32x4 {
 #define KERNEL(name, Params, threads) \
     extern "C" __global__ void __launch_bounds__(threads) name(const __grid_constant__ Params p)
 
+// One that leaves room for `blocks` blocks on a multiprocessor.
+#define KERNEL_BLOCKS(name, Params, threads, blocks)             \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) \
+        name(const __grid_constant__ Params p)
+
 DEVICE u32 thread_index() { return threadIdx.x; }
 DEVICE u32 thread_count() { return blockDim.x; }
 DEVICE u32 lane() { return threadIdx.x % 32; }

@@ -1,316 +1,36 @@
-// Products of a weight with a few rows of activations, on tensor cores, the weights decoded in registers.
-// A unit for each format.
-//
-// Integers become fragments exactly. A group's product with the activations is summed from zero, in f32,
-// then scaled and added to the slice's sum:
-//     acc += scale · Σ (BIAS + q) x − (minimum + BIAS scale) · Σ x,
-// where the sum of x is a product with ones. A format without a minimum adds the product with
-// −(BIAS + ZERO) to the group's instead. So weights are never rounded.
-#include "matvec.cuh"
+// Products of a weight with a few rows of activations: a unit for each format.
+#include "matvec_one.cuh"
 #include "matvec_plain.cuh"
-
-// Activations of FORM_INT8 that share a scale.
-constexpr u32 INT8_GROUP = 32;
-
-// COUNT floats, aligned to so many, or to four.
-template <u32 COUNT>
-DEVICE void load_floats(const float* from, float (&to)[COUNT]) {
-    if constexpr (COUNT % 4 == 0) {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i += 4) {
-            const f32x4 v = *reinterpret_cast<const f32x4*>(from + i);
-            to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
-        }
-    } else if constexpr (COUNT == 2) {
-        const f32x2 v = *reinterpret_cast<const f32x2*>(from);
-        to[0] = v.x, to[1] = v.y;
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i++) to[i] = from[i];
-    }
-}
-template <u32 COUNT>
-DEVICE void store_floats(float* to, const float (&from)[COUNT]) {
-    if constexpr (COUNT % 4 == 0) {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i += 4) {
-            *reinterpret_cast<f32x4*>(to + i) = f32x4{from[i], from[i + 1], from[i + 2], from[i + 3]};
-        }
-    } else if constexpr (COUNT == 2) {
-        *reinterpret_cast<f32x2*>(to) = f32x2{from[0], from[1]};
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i++) to[i] = from[i];
-    }
-}
-
-// A stage's scales, and what is to be added for each unit of the activations' sum, as f32 in the warp's
-// shared memory: [16 rows][groups][1 or 2]. Its lanes decode them once instead of four times.
-template <class F, class In, bool FLOAT = F::FLOAT>
-struct Scales {
-    static constexpr u32 BYTES = 0;
-};
-template <class F, class In>
-struct Scales<F, In, false> {
-    static constexpr u32 WIDTH = F::HAS_MIN ? 2 : 1;
-    // Floats of a row and chunk; from row to row, which then lie in different banks.
-    static constexpr u32 CHUNK = 64 / F::GROUP * WIDTH;
-    static constexpr u32 ROW = F::STAGE_TILES * F::TILE_K / 64 * CHUNK + 4;
-    static constexpr u32 BYTES = 16 * ROW * 4;
-
-    // Tile `tile` of a stage, at `planes`, or zeros in place of one that is not there, whose integers, being
-    // finite, then add nothing. Lane 2 r + i does half i of row r.
-    static DEVICE void decode(float* table, const u8* planes, u32 tile, bool there) {
-        const u32 row = lane() / 2, part = lane() % 2;
-        float scale[F::PART], min[F::PART], values[F::PART * WIDTH];
-        F::scales(planes, row, part, scale, min);
-#pragma unroll
-        for (u32 i = 0; i < F::PART; i++) {
-            values[WIDTH * i] = there ? scale[i] : 0.0f;
-            if constexpr (F::HAS_MIN) {
-                const float sum = fmaf(-float(In::template BIAS<F::BITS>), scale[i], -min[i]);
-                values[WIDTH * i + 1] = there ? sum : 0.0f;
-            }
-        }
-        store_floats(table + ROW * row + (2 * tile + part) * F::PART * WIDTH, values);
-    }
-};
-
-// In: what the product is computed in; N: tiles of 8 columns; INT8: whether the activations have scales.
-template <class F, class In, u32 N, bool INT8>
-struct TensorRun {
-    using Table = Scales<F, In>;
-    static constexpr u32 K = Ring<F>::STAGE_K;
-    // A column of a slot: its activations, its scales, and what makes its 16 byte units odd in number, so
-    // that the same unit of eight columns lies in different banks.
-    static constexpr u32 SCALES = 2 * K;
-    static constexpr u32 COLUMN_BYTES = ((SCALES + (INT8 ? K / INT8_GROUP * 4 : 0)) / 16 | 1) * 16;
-
-    Ring<F> ring;
-    float* table;
-    // The lane's part of the next stage's first column.
-    const u16* input;
-    u32 stage;
-    u32 columns;
-    // Where in a slot the lane finds its row of the first two steps' matrices.
-    u32 operand[N];
-    float acc[N][4];
-
-    DEVICE explicit TensorRun(const MatvecParams& p)
-        : ring(p, Table::BYTES), input(nullptr), stage(0), columns(0), operand{}, acc{} {
-        table = reinterpret_cast<float*>(dynamic_shared() + uniform(warp()) * p.warp_bytes);
-    }
-
-    DEVICE u32 first_column() const { return block_y() * ring.p.group_rows * ring.p.row_columns; }
-
-    DEVICE void set_rows(u32 rows) {
-        const MatvecParams& p = ring.p;
-        columns = rows * p.row_columns;
-#pragma unroll
-        for (u32 n = 0; n < N; n++) {
-            operand[n] = Ring<F>::ACTIVATIONS + valid(8 * n + lane() % 8) * COLUMN_BYTES + lane() / 8 * 16;
-        }
-    }
-
-    // A column that stands for this one: itself, or the last that there is.
-    DEVICE u32 valid(u32 column) const { return min(column, columns - 1); }
-
-    // A column's lanes, which have 8 elements each, and the columns of a warp.
-    static constexpr u32 LANES = K < 256 ? K / 8 : 32;
-    static constexpr u32 COLUMNS = 32 / LANES;
-
-    DEVICE void begin(u32 first) {
-        const MatvecParams& p = ring.p;
-        const u32 column = first_column() + lane() / LANES;
-        input = static_cast<const u16*>(p.input.data) + size_t(column) * p.input.stride + first * K +
-                8 * (lane() % LANES);
-        stage = first;
-    }
-
-    DEVICE void copy_activations(u8* slot) {
-        const u32 stride = ring.p.input.stride;
-        u8* to = slot + Ring<F>::ACTIVATIONS + lane() / LANES * COLUMN_BYTES + 16 * (lane() % LANES);
-        if (COLUMNS == 1 || lane() / LANES < columns) copy_async16_cached(to, input);
-#pragma unroll 1
-        for (u32 column = COLUMNS; column < columns; column += COLUMNS) {
-            if (COLUMNS == 1 || column + lane() / LANES < columns) {
-                copy_async16_cached(to + column * COLUMN_BYTES, input + size_t(column) * stride);
-            }
-        }
-        input += K;
-        if constexpr (INT8) {
-            constexpr u32 UNITS = K / INT8_GROUP / 4;
-            const float* scales = ring.p.input.scales + (size_t(first_column()) * stride + stage * K) / INT8_GROUP;
-#pragma unroll 1
-            for (u32 i = lane(); i < columns * UNITS; i += 32) {
-                const u32 column = i / UNITS, unit = i % UNITS;
-                copy_async16_cached(slot + Ring<F>::ACTIVATIONS + column * COLUMN_BYTES + SCALES + 16 * unit,
-                                    scales + size_t(column) * (stride / INT8_GROUP) + 4 * unit);
-            }
-            stage++;
-        }
-    }
-
-    DEVICE void add_stage(const u8* slot, u32 at) {
-        if constexpr (!F::FLOAT) {
-            const u32 tiles = ring.tiles(at);
-#pragma unroll
-            for (u32 tile = 0; tile < F::STAGE_TILES; tile++) {
-                const u8* planes = slot + Ring<F>::PLANES + tile * F::TILE_BYTES;
-                Table::decode(table, planes, tile, F::STAGE_TILES == 1 || tile < tiles);
-            }
-            sync_warp();
-        }
-#pragma unroll
-        for (u32 chunk = 0; chunk < K / 64; chunk++) {
-            constexpr u32 CHUNKS = F::TILE_K / 64;
-            const u8* weights = slot + Ring<F>::PLANES + chunk / CHUNKS * F::TILE_BYTES +
-                                chunk % CHUNKS * F::Chunk::CHUNK_BYTES;
-            add_chunk(typename F::Chunk(weights, lane()), slot, chunk);
-        }
-    }
-
-    DEVICE void add_chunk(const typename F::Chunk& weights, const u8* slot, u32 chunk) {
-        // Two registers a step.
-        u32 b[N][8];
-#pragma unroll
-        for (u32 n = 0; n < N; n++) {
-#pragma unroll
-            for (u32 half = 0; half < 2; half++) {
-                u32 r[4];
-                load_matrix_x4(r, slot + operand[n] + 128 * chunk + 64 * half);
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) b[n][4 * half + i] = r[i];
-            }
-        }
-        if constexpr (F::FLOAT) {
-            float product[N][4] = {}, sum[N][4] = {};
-            multiply<0, 4>(weights, b, product, sum);
-#pragma unroll
-            for (u32 n = 0; n < N; n++) {
-#pragma unroll
-                for (u32 i = 0; i < 4; i++) acc[n][i] += product[n][i];
-            }
-        } else {
-            float low[Table::CHUNK], high[Table::CHUNK], factor[N][4];
-            const float* from = table + Table::ROW * (lane() / 4) + Table::CHUNK * chunk;
-            load_floats(from, low);
-            load_floats(from + 8 * Table::ROW, high);
-            if constexpr (INT8) load_factors(slot + Ring<F>::ACTIVATIONS + SCALES, chunk, factor);
-            add_groups<0>(weights, b, low, high, factor);
-        }
-    }
-
-    // The two scales in a chunk of the lane's columns 2c, then 2c + 1.
-    DEVICE void load_factors(const u8* scales, u32 chunk, float (&factor)[N][4]) const {
-#pragma unroll
-        for (u32 n = 0; n < N; n++) {
-#pragma unroll
-            for (u32 i = 0; i < 2; i++) {
-                float both[2];
-                const u8* column = scales + valid(8 * n + lane() % 4 * 2 + i) * COLUMN_BYTES;
-                load_floats(reinterpret_cast<const float*>(column) + 2 * chunk, both);
-                factor[n][2 * i] = both[0];
-                factor[n][2 * i + 1] = both[1];
-            }
-        }
-    }
-
-    // The groups of a chunk from k AT on. `low` and `high`: the table's values for the lane's two rows.
-    template <u32 AT, u32 COUNT>
-    DEVICE void add_groups(const typename F::Chunk& weights, const u32 (&b)[N][8], const float (&low)[COUNT],
-                           const float (&high)[COUNT], const float (&factor)[N][4]) {
-        constexpr u32 GROUP = INT8 && F::GROUP > INT8_GROUP ? INT8_GROUP : F::GROUP;
-        constexpr u32 I = AT / F::GROUP * Table::WIDTH;
-        float product[N][4] = {}, sum[N][4] = {};
-        multiply<AT / 16, GROUP / 16>(weights, b, product, sum);
-#pragma unroll
-        for (u32 n = 0; n < N; n++) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const float(&row)[COUNT] = i < 2 ? low : high;
-                float& to = acc[n][i];
-                if constexpr (INT8) {
-                    float value = row[I] * product[n][i];
-                    if constexpr (F::HAS_MIN) value = fmaf(row[I + 1], sum[n][i], value);
-                    to = fmaf(factor[n][i % 2 * 2 + AT / INT8_GROUP], value, to);
-                } else {
-                    to = fmaf(row[I], product[n][i], to);
-                    if constexpr (F::HAS_MIN) to = fmaf(row[I + 1], sum[n][i], to);
-                }
-            }
-        }
-        if constexpr (AT + GROUP < 64) add_groups<AT + GROUP>(weights, b, low, high, factor);
-    }
-
-    // STEPS products of 16 k, from step FIRST of a chunk on; `sum` gets the sums of the activations where
-    // the format has minima, and where it has none, `product` is rid of the fields' excess.
-    template <u32 FIRST, u32 STEPS>
-    static DEVICE void multiply(const typename F::Chunk& weights, const u32 (&b)[N][8], float (&product)[N][4],
-                                float (&sum)[N][4]) {
-#pragma unroll
-        for (u32 step = FIRST; step < FIRST + STEPS; step++) {
-            u32 a[4];
-            fragment<F, In>(weights, step, a);
-#pragma unroll
-            for (u32 n = 0; n < N; n++) {
-                const u32 b0 = b[n][2 * step], b1 = b[n][2 * step + 1];
-                In::mma(product[n], a, b0, b1);
-                if constexpr (!F::FLOAT) {
-                    if constexpr (F::HAS_MIN) {
-                        constexpr u32 ONE = twice(In::integer(1));
-                        In::mma(sum[n], {ONE, ONE, ONE, ONE}, b0, b1);
-                    } else if constexpr (EXCESS != 0) {
-                        constexpr u32 MINUS = twice(In::integer(EXCESS) | 0x8000);
-                        In::mma(product[n], {MINUS, MINUS, MINUS, MINUS}, b0, b1);
-                    }
-                }
-            }
-        }
-    }
-    static constexpr u32 excess() {
-        if constexpr (F::FLOAT) {
-            return 0;
-        } else {
-            constexpr u32 BIAS = In::template BIAS<F::BITS>;
-            // Without a bias, bytes were made signed.
-            return BIAS == 0 ? 0 : BIAS + F::ZERO;
-        }
-    }
-    static constexpr u32 EXCESS = excess();
-
-    DEVICE void put_partial(u8* to) {
-        float* sums = reinterpret_cast<float*>(to);
-#pragma unroll
-        for (u32 n = 0; n < N; n++) {
-#pragma unroll
-            for (u32 i = 0; i < 4; i++) {
-                const u32 column = 8 * n + lane() % 4 * 2 + i % 2;
-                if (column < columns) sums[16 * column + lane() / 4 + i / 2 * 8] = acc[n][i];
-                acc[n][i] = 0.0f;
-            }
-        }
-    }
-};
+#include "matvec_tensor.cuh"
 
 #define MATVEC_JOIN(format, variant) matvec_##format##_##variant
 #define MATVEC_NAME(format, variant) MATVEC_JOIN(format, variant)
+#define MATVEC(variant, threads, ...) \
+    KERNEL(MATVEC_NAME(FORMAT, variant), MatvecParams, threads) { matvec<__VA_ARGS__>(p); }
 using Format = formats::FORMAT;
 
-// More threads than a block has: bounds with which ptxas spills no register, and stays near 64 of them,
-// so that two blocks of 16 warps fit a multiprocessor.
-constexpr u32 THREADS = Format::FLOAT ? 512 : 768;
-constexpr u32 FEWER_THREADS = 512;
-
-KERNEL(MATVEC_NAME(FORMAT, bf16_n1), MatvecParams, THREADS) { matvec<TensorRun<Format, InBf16, 1, false>>(p); }
-KERNEL(MATVEC_NAME(FORMAT, f16_n1), MatvecParams, THREADS) { matvec<TensorRun<Format, InF16, 1, false>>(p); }
+// Bounds with which ptxas spills no register, and for one row stays below 48 of them: most warps of
+// a block (src/cuda/kernels/matvec.rs) are fewer.
+constexpr u32 ONE_ROW_THREADS = 640;
 #if FORMAT_F32 || FORMAT_F16 || FORMAT_BF16
-KERNEL(MATVEC_NAME(FORMAT, f32), MatvecParams, FEWER_THREADS) { matvec<PlainRun<Format>>(p); }
+MATVEC(bf16_n1, 512, TensorRun<Format, InBf16, 1, false>)
+MATVEC(f16_n1, 512, TensorRun<Format, InF16, 1, false>)
+MATVEC(f32, 512, PlainRun<Format>)
 #else
-KERNEL(MATVEC_NAME(FORMAT, int8_n1), MatvecParams, FEWER_THREADS) {
-    matvec<TensorRun<Format, InBf16, 1, true>>(p);
-}
-KERNEL(MATVEC_NAME(FORMAT, bf16_n3), MatvecParams, FEWER_THREADS) {
-    matvec<TensorRun<Format, InBf16, 3, false>>(p);
-}
+#if FORMAT_Q8_K
+// Which also serve one row.
+constexpr u32 THREADS = 512;
+#else
+constexpr u32 THREADS = 384;
+// One row that is one column.
+MATVEC(bf16_one, ONE_ROW_THREADS, OneRowRun<Format, InBf16, false>)
+MATVEC(f16_one, ONE_ROW_THREADS, OneRowRun<Format, InF16, false>)
+MATVEC(int8_one, ONE_ROW_THREADS, OneRowRun<Format, InBf16, true>)
+#endif
+// Up to 8 columns.
+MATVEC(bf16_n1, THREADS, TensorRun<Format, InBf16, 1, false>)
+MATVEC(f16_n1, THREADS, TensorRun<Format, InF16, 1, false>)
+MATVEC(int8_n1, THREADS, TensorRun<Format, InBf16, 1, true>)
+// Up to 24 columns: eight rows of three.
+MATVEC(bf16_n3, 192, TensorRun<Format, InBf16, 3, false>)
 #endif

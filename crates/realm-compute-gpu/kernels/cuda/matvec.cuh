@@ -1,8 +1,9 @@
-// What all products of a few rows share: their parameters, a warp's ring of stages in shared memory, and
-// the end of a block.
+// What all products of a few rows share: their parameters, a warp's ring of stages in shared
+// memory, and the end of a block.
 //
-// A block has a tile of 16 weight rows. Its warps share the tile's slices of k, whose number depends on
-// the weight's shape alone: each warp sums its slices one by one, and the block adds them in order.
+// A block has a tile of 16 weight rows. Its warps share the tile's slices of k, whose number
+// depends on the weight's shape alone: each warp sums its slices one by one, and the block adds
+// them in order.
 #pragma once
 #include "formats.cuh"
 #include "step.cuh"
@@ -78,8 +79,8 @@ struct Slice {
           stages(segment.slice_stages + (index < segment.longer_slices)) {}
 };
 
-// A warp's ring. A slot has the barrier at which its planes arrive, the planes of F as they lie, then
-// each column's activations.
+// A warp's ring. A slot has the barrier at which its planes arrive, the planes of F as they lie,
+// then each column's activations.
 template <class F>
 struct Ring {
     static constexpr u32 STAGE_K = F::STAGE_TILES * F::TILE_K;
@@ -118,8 +119,8 @@ struct Ring {
         left -= bytes;
     }
 
-    // Waits for the first `count` stages, which nobody needs: memory that a copy is on its way to cannot
-    // be given back.
+    // Waits for the first `count` stages, which nobody needs: memory that a copy is on its way to
+    // cannot be given back.
     DEVICE void drain(u32 count) const {
         u8* slot = start;
         for (u32 i = 0; i < count; i++, slot = after(slot)) wait_arrival(barrier(slot), 0);
@@ -147,18 +148,19 @@ DEVICE u32 rows_of_group(const MatvecParams& p) {
 // realm_core::graph::ops::Activation, from 1.
 DEVICE float activate(u32 activation, float x) {
     switch (activation) {
-    case 1:
-        return x / (1.0f + expf(-x));
-    case 2:
-        return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-    default:
-        return 0.5f * x * (1.0f + erff(x * 0.7071067812f));
+        case 1:
+            return x / (1.0f + expf(-x));
+        case 2:
+            return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+        default:
+            return 0.5f * x * (1.0f + erff(x * 0.7071067812f));
     }
 }
 
-// An element of the product: the sums of a column's slices in order, then its row's columns. A slice's
-// partial sums lie [column][16 weight rows]; `first` is the segment's first slice.
-DEVICE float add_slices(const MatvecParams& p, const Segment& segment, u32 first, u32 row, u32 weight_row) {
+// An element of the product: the sums of a column's slices in order, then its row's columns. A
+// slice's partial sums lie [column][16 weight rows]; `first` is the segment's first slice.
+DEVICE float add_slices(const MatvecParams& p, const Segment& segment, u32 first, u32 row,
+                        u32 weight_row) {
     const u8* partial = dynamic_shared() + p.partial + first * p.partial_stride;
     float total = 0.0f;
     for (u32 column = row * p.row_columns; column < (row + 1) * p.row_columns; column++) {
@@ -215,7 +217,8 @@ DEVICE void matvec(const MatvecParams& p) {
     u8* partial = dynamic_shared() + p.partial;
     if (p.activation) partial += place.segment * p.segments[0].slices * p.partial_stride;
 
-    for (u32 index = place.member, first = 1; first || index < segment.slices; index += place.team, first = 0) {
+    for (u32 index = place.member, first = 1; first || index < segment.slices;
+         index += place.team, first = 0) {
         const Slice slice(segment, index);
         u32 stages = index < segment.slices ? slice.stages : 0;
         const u32 early = min(p.ring_stages, stages);

@@ -1,4 +1,5 @@
-// Products in f32 without tensor cores, for weights that are floats: weights and activations as they are.
+// Products in f32 without tensor cores, for weights that are floats: weights and activations as
+// they are.
 #pragma once
 #include "matvec.cuh"
 
@@ -15,12 +16,14 @@ struct PlainRun {
     // The lane's share of the products of weight rows g and g + 8 with each row.
     float acc[ROWS][2];
 
-    DEVICE explicit PlainRun(const MatvecParams& p) : ring(p, 0), input(nullptr), stage(0), rows(0), acc{} {}
+    DEVICE explicit PlainRun(const MatvecParams& p)
+        : ring(p, 0), input(nullptr), stage(0), rows(0), acc{} {}
 
     DEVICE void set_rows(u32 count) {
         const MatvecParams& p = ring.p;
         rows = count;
-        input = static_cast<const float*>(p.input.data) + size_t(block_y() * p.group_rows) * p.input.stride;
+        input = static_cast<const float*>(p.input.data) +
+                size_t(block_y() * p.group_rows) * p.input.stride;
     }
 
     DEVICE void begin(u32 first) { stage = first; }
@@ -41,7 +44,8 @@ struct PlainRun {
 
     DEVICE void add_stage(const u8* slot, u32) {
         const typename F::Chunk chunk(slot + Ring<F>::PLANES, lane());
-        const float* from = reinterpret_cast<const float*>(slot + Ring<F>::ACTIVATIONS) + lane() % 4 * 2;
+        const float* from =
+            reinterpret_cast<const float*>(slot + Ring<F>::ACTIVATIONS) + lane() % 4 * 2;
 #pragma unroll
         for (u32 step = 0; step < K / 16; step++) {
             // Rows g, g + 8 of k 2c and 2c + 1, then of k 2c + 8 and 2c + 9.
@@ -52,7 +56,8 @@ struct PlainRun {
                 if (row >= rows) break;
 #pragma unroll
                 for (u32 half = 0; half < 2; half++) {
-                    const f32x2 x = *reinterpret_cast<const f32x2*>(from + row * K + 16 * step + 8 * half);
+                    const f32x2 x =
+                        *reinterpret_cast<const f32x2*>(from + row * K + 16 * step + 8 * half);
 #pragma unroll
                     for (u32 i = 0; i < 2; i++) {
                         acc[row][i] = fmaf(weight[4 * half + 2 * i], x.x, acc[row][i]);

@@ -13,6 +13,7 @@
 #define __forceinline__ inline __attribute__((always_inline))
 
 #define KERNEL(name, Params, threads) REALM_KERNEL(name, Params, threads)
+#define KERNEL_BLOCKS(name, Params, threads, blocks) REALM_KERNEL(name, Params, threads)
 #define REALM_KERNEL(name, Params, threads)                                                        \
     static void name(const Params& p);                                                             \
     static_assert(sizeof(Params) <= 4096, "a kernel takes at most 4096 bytes of parameters");      \

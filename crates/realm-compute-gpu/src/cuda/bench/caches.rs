@@ -46,8 +46,7 @@ impl Lab {
             soft_cap: None,
             sinks: None,
         };
-        // A bucket's: powers of two.
-        let splits = context.div_ceil(attention::SPLIT).max(1).next_power_of_two();
+        let splits = context.div_ceil(attention::SPLIT).max(1);
         let partials = self.room(attention::partial_bytes(&spec, sequences, splits))?;
         let count = self.scale.launches.max(layers);
         let one = |at: usize| -> Vec<Launch> {
@@ -59,9 +58,10 @@ impl Lab {
                 sinks: None,
                 view: &step.view,
                 rows: sequences,
-                rows_per_pass: sequences,
                 splits,
+                total: sequences * splits,
                 partials: partials.address(),
+                partial_bytes: partials.bytes(),
                 target,
             })
         };

@@ -24,10 +24,11 @@ use crate::cuda::{
 /// Tokens of a sequence that one block sums.
 pub(crate) const SPLIT: usize = 256;
 
-const WARPS: usize = 4;
+/// Warps of a block of the second kernel.
+const MERGE_WARPS: usize = 8;
 /// Pieces of the cache in a warp's ring, and the bytes that one has at most, without scales.
 const SLOTS: usize = 4;
-const SLOT_LIMIT: usize = 4096;
+const SLOT_LIMIT: usize = 2048;
 /// Grids have at most so many rows.
 const MAX_ROWS: usize = 65_535;
 const NO_WINDOW: u32 = u32::MAX;
@@ -48,11 +49,13 @@ struct AttentionParams {
     subsets: u32,
     first_row: u32,
     splits: u32,
+    units: u32,
     causal: u32,
     window: u32,
     direct: u32,
     scale: f32,
     soft_cap: f32,
+    unused: u32,
 }
 
 /// An attention of a step's rows.
@@ -68,12 +71,15 @@ pub(crate) struct AttentionArgs<'a> {
     pub(crate) view: &'a StepView,
     /// Rows that the launches are made for.
     pub(crate) rows: usize,
-    /// Rows whose partial sums the work memory holds at a time: [`partial_bytes`] of them.
-    pub(crate) rows_per_pass: usize,
     /// Splits of the longest sequence that the launches are made for.
     pub(crate) splits: usize,
+    /// Splits that all rows see together, at most.
+    pub(crate) total: usize,
     /// Work memory, aligned to 16 bytes.
     pub(crate) partials: u64,
+    /// Its bytes: [`partial_bytes`] of one row at least. With fewer than all rows need, they go through
+    /// it in passes.
+    pub(crate) partial_bytes: usize,
     /// Rows of `heads · head_dim` elements of any form but [`Form::Int8`].
     pub(crate) target: Columns,
 }
@@ -115,7 +121,40 @@ fn visible_splits(spec: &AttentionSpec, splits: usize) -> usize {
 pub(crate) fn partial_bytes(spec: &AttentionSpec, rows: usize, splits: usize) -> usize {
     match visible_splits(spec, splits) {
         1 => 0,
-        splits => rows * spec.heads * splits * (spec.head_dim + 2) * 4,
+        splits => rows * splits * unit_bytes(spec),
+    }
+}
+
+/// Bytes of the partial sums of a split of a row.
+fn unit_bytes(spec: &AttentionSpec) -> usize {
+    spec.heads * (spec.head_dim + 2) * 4
+}
+
+/// How rows go through the work memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Plan {
+    rows_per_pass: usize,
+    /// Splits that every row has room for; 0 where rows of different lengths lie behind one another.
+    splits: usize,
+    /// Splits of a pass.
+    units: usize,
+}
+
+impl Plan {
+    fn new(args: &AttentionArgs<'_>) -> Self {
+        let most = visible_splits(args.spec, args.splits);
+        if most == 1 {
+            return Self { rows_per_pass: args.rows, splits: 1, units: args.rows };
+        }
+        let room = args.partial_bytes / unit_bytes(args.spec);
+        let total = args.total.clamp(1, args.rows * most);
+        let splits = most.min(total);
+        // Blocks without work are cheap, but not free.
+        if args.rows > 1 && total <= room && total + total / 8 < args.rows * splits {
+            return Self { rows_per_pass: args.rows, splits: 0, units: total };
+        }
+        let rows_per_pass = (room / splits).clamp(1, args.rows.min(MAX_ROWS));
+        Self { rows_per_pass, splits, units: rows_per_pass * splits }
     }
 }
 
@@ -128,6 +167,8 @@ struct Variant {
     heads: usize,
     /// Lanes that share a token.
     lanes: usize,
+    /// Warps a block.
+    warps: usize,
 }
 
 impl Variant {
@@ -137,12 +178,14 @@ impl Variant {
             2..=4 => 4,
             _ => 8,
         };
-        let (dim, lanes) = match head_dim {
-            0..=64 => (64, 8),
-            65..=128 => (128, if heads == 8 { 16 } else { 8 }),
-            _ => (256, if heads == 8 { 32 } else { 16 }),
+        let (dim, lanes) = match (head_dim, heads) {
+            (0..=64, _) => (64, 8),
+            (65..=128, 1) => (128, 8),
+            (65..=128, _) => (128, 16),
+            (_, 1) => (256, 16),
+            _ => (256, 32),
         };
-        Self { dim, heads, lanes }
+        Self { dim, heads, lanes, warps: if heads == 8 { 4 } else { 8 } }
     }
 
     /// Bytes of shared memory: the warps' rings, and in their place, later, the block's sums.
@@ -152,15 +195,10 @@ impl Variant {
             KvType::F16 | KvType::BF16 => (2, false),
             KvType::Q8_0 => (1, true),
         };
-        let most = if self.heads == 8 {
-            (4 * 32 / self.lanes).max(if scaled { 8 } else { 4 })
-        } else {
-            16
-        };
-        let piece = (SLOT_LIMIT / (self.dim * element)).min(16).min(most);
+        let piece = (SLOT_LIMIT / (self.dim * element)).min(16);
         let scales = if scaled { piece * self.dim / 32 * 2 } else { 0 };
-        let ring = WARPS * SLOTS * (piece * self.dim * element + scales);
-        let sums = WARPS * 32 / self.lanes * self.heads * (self.dim + 3) * 4;
+        let ring = self.warps * SLOTS * (piece * self.dim * element + scales);
+        let sums = self.warps * 32 / self.lanes * self.heads * (self.dim + 3) * 4;
         ring.max(sums)
     }
 }
@@ -173,17 +211,17 @@ pub(crate) fn attention(args: &AttentionArgs<'_>) -> Vec<Launch> {
     let group = spec.heads / kv_heads;
     let variant = Variant::new(spec.head_dim, group);
     let subsets = group.div_ceil(variant.heads);
-    let splits = visible_splits(spec, args.splits);
-    let direct = splits == 1;
-    let pass = if direct { args.rows } else { args.rows_per_pass }.clamp(1, MAX_ROWS);
-    let sums = (pass * spec.heads * splits * spec.head_dim * 4) as u64;
-    let launch = |kernel: String, grid: [usize; 3], shared: usize, p: &AttentionParams| Launch {
+    let direct = visible_splits(spec, args.splits) == 1;
+    let plan = Plan::new(args);
+    let pass = plan.rows_per_pass.min(MAX_ROWS);
+    let sums = (plan.units * spec.heads * spec.head_dim * 4) as u64;
+    let launch = |kernel: String, grid: [usize; 3], warps: usize, shared: usize, p: &_| Launch {
         unit: format!("attention_{kv_type}"),
         kernel: format!("attention_{kv_type}_{kernel}"),
         grid: grid.map(|blocks| blocks as u32),
-        threads: (WARPS * 32) as u32,
+        threads: (warps * 32) as u32,
         shared: shared as u32,
-        parameters: p.as_bytes().to_vec(),
+        parameters: AttentionParams::as_bytes(p).to_vec(),
     };
     let mut launches = Vec::new();
     for first in (0..args.rows).step_by(pass) {
@@ -200,18 +238,23 @@ pub(crate) fn attention(args: &AttentionArgs<'_>) -> Vec<Launch> {
             group: group as u32,
             subsets: subsets as u32,
             first_row: first as u32,
-            splits: splits as u32,
+            splits: plan.splits as u32,
+            units: plan.units as u32,
             causal: spec.mask.causal.into(),
             window: spec.mask.window.map_or(NO_WINDOW, |w| w.try_into().unwrap_or(NO_WINDOW)),
             direct: direct.into(),
             scale: spec.scale,
             soft_cap: spec.soft_cap.unwrap_or(0.0),
+            unused: 0,
         };
         let kernel = format!("d{}_h{}", variant.dim, variant.heads);
-        let grid = [splits, kv_heads * subsets, rows];
-        launches.push(launch(kernel, grid, variant.shared(kv_type), &p));
+        let grid = match plan.splits {
+            0 => [plan.units, kv_heads * subsets, 1],
+            splits => [splits, kv_heads * subsets, rows],
+        };
+        launches.push(launch(kernel, grid, variant.warps, variant.shared(kv_type), &p));
         if !direct {
-            launches.push(launch("merge".into(), [spec.heads, rows, 1], 0, &p));
+            launches.push(launch("merge".into(), [spec.heads, rows, 1], MERGE_WARPS, 0, &p));
         }
     }
     launches

@@ -25,12 +25,13 @@ const NARROW_ROWS: usize = 2;
 const WARPS: usize = 4096;
 /// Most slices of k, each a warp's.
 const MAX_SLICES: usize = 16;
-/// Most warps of the kernel for 24 columns.
-const WIDE_WARPS: usize = 8;
 /// Most stages in a warp's ring.
 const MAX_RING: usize = 4;
 /// Bytes at the start of a slot.
 const BARRIER_BYTES: usize = 16;
+/// Bytes of a warp's constants for quantized formats, and of its zeros where it has one row.
+const CONSTANT_BYTES: usize = 16;
+const ZERO_BYTES: usize = 16;
 /// Bytes of shared memory a warp with which 32 warps fit a multiprocessor of sm_90.
 const WARP_BYTES: usize = 7040;
 
@@ -143,11 +144,11 @@ fn launch(product: &Product<'_>) -> Launch {
         debug_assert!(segment.target.form() != Form::Int8, "a product to int8");
     }
 
-    let narrow = form.columns() == 1 || rows <= NARROW_ROWS;
-    let group_rows = if form.columns() > 1 && narrow { NARROW_ROWS } else { GROUP_ROWS };
-    let columns = rows.min(group_rows) * form.columns();
     let stage = Stage::of(dtype);
     let stages = k.div_ceil(stage.k);
+    let variant = Variant::of(form, rows, stage.group);
+    let group_rows = variant.group_rows(form);
+    let columns = rows.min(group_rows) * form.columns();
     let matrices = if activation.is_some() { 2 } else { 1 };
     let mut params = [SegmentParams::default(); SEGMENTS];
     for (to, segment) in params.iter_mut().zip(segments) {
@@ -167,13 +168,13 @@ fn launch(product: &Product<'_>) -> Launch {
     }
     let slices = params.iter().map(|segment| segment.slices as usize).max().unwrap_or(0);
     let room = Room {
-        slot: BARRIER_BYTES + stage.bytes + columns * column_bytes(form, stage.k),
-        table: stage.table_bytes,
+        slot: BARRIER_BYTES + stage.bytes + columns * variant.column_bytes(form, stage.k),
+        head: variant.head_bytes(&stage),
         columns,
         slices,
         matrices,
         slice_stages: stages.div_ceil(slices.max(1)),
-        most_warps: if narrow { MAX_SLICES * 2 } else { WIDE_WARPS },
+        most_warps: variant.most_warps(stage.group),
         limit,
     };
     let plan = room.plan();
@@ -200,17 +201,9 @@ fn launch(product: &Product<'_>) -> Launch {
         unused: 0,
         segments: params,
     };
-    let variant = match form {
-        Form::F32 => "f32",
-        Form::F16 => "f16_n1",
-        Form::Int8 => "int8_n1",
-        Form::BF16 => "bf16_n1",
-        Form::BF16x3 if narrow => "bf16_n1",
-        Form::BF16x3 => "bf16_n3",
-    };
     let unit = format!("matvec_{}", dtype.name().to_lowercase());
     Launch {
-        kernel: format!("{unit}_{variant}"),
+        kernel: format!("{unit}_{}", variant.name(form)),
         unit,
         grid: [tiles, rows.div_ceil(group_rows) as u32, 1],
         threads: 32 * (matrices * plan.team) as u32,
@@ -227,21 +220,86 @@ fn slices(row_tiles: usize, stages: usize, matrices: usize) -> usize {
     enough.next_power_of_two().clamp(4, most).min(stages)
 }
 
-/// Bytes of a column's activations, and their scales, in a stage.
-fn column_bytes(form: Form, k: usize) -> usize {
-    let scales = if form == Form::Int8 { k / 32 * size_of::<f32>() } else { 0 };
-    match form {
-        Form::F32 => 4 * k,
-        // An odd number of 16 byte units: so the same unit of eight columns lies in different banks.
-        _ => (((2 * k + scales) / 16) | 1) * 16,
+/// Kernels of a format; the rows' form names the rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Variant {
+    /// f32 without tensor cores.
+    Plain,
+    /// One row of one column.
+    One,
+    /// Up to 8 columns.
+    Narrow,
+    /// Up to 24.
+    Wide,
+}
+
+impl Variant {
+    /// For so many rows; `group` weights share a scale. A row has the same bits in all that serve a form.
+    fn of(form: Form, rows: usize, group: usize) -> Self {
+        match form {
+            Form::F32 => Self::Plain,
+            Form::BF16x3 if rows > NARROW_ROWS => Self::Wide,
+            Form::BF16x3 => Self::Narrow,
+            _ if rows == 1 && matches!(group, 16 | 32) => Self::One,
+            _ => Self::Narrow,
+        }
+    }
+
+    fn name(self, form: Form) -> &'static str {
+        match (self, form) {
+            (Self::Plain, _) => "f32",
+            (Self::Wide, _) => "bf16_n3",
+            (Self::One, Form::F16) => "f16_one",
+            (Self::One, Form::Int8) => "int8_one",
+            (Self::One, _) => "bf16_one",
+            (Self::Narrow, Form::F16) => "f16_n1",
+            (Self::Narrow, Form::Int8) => "int8_n1",
+            (Self::Narrow, _) => "bf16_n1",
+        }
+    }
+
+    /// Rows of the input that a block takes.
+    fn group_rows(self, form: Form) -> usize {
+        if self == Self::Narrow && form.columns() > 1 { NARROW_ROWS } else { GROUP_ROWS }
+    }
+
+    /// Most warps of a block: what `matvec.cu` says.
+    fn most_warps(self, group: usize) -> usize {
+        match self {
+            Self::One => 20,
+            Self::Narrow if matches!(group, 16 | 32) => 12,
+            Self::Plain | Self::Narrow => 16,
+            Self::Wide => 6,
+        }
+    }
+
+    /// Bytes of a warp's memory before its ring.
+    fn head_bytes(self, stage: &Stage) -> usize {
+        match self {
+            Self::Plain => 0,
+            _ if stage.group == 0 => 0,
+            Self::One => ZERO_BYTES + CONSTANT_BYTES,
+            Self::Narrow | Self::Wide => stage.table_bytes + CONSTANT_BYTES,
+        }
+    }
+
+    /// Bytes of a column's activations, and their scales, in a stage.
+    fn column_bytes(self, form: Form, k: usize) -> usize {
+        let scales = if form == Form::Int8 { k / 32 * size_of::<f32>() } else { 0 };
+        match self {
+            Self::Plain => 4 * k,
+            Self::One => 2 * k + scales,
+            // An odd number of 16 byte units: so the same unit of eight columns lies in different banks.
+            Self::Narrow | Self::Wide => (((2 * k + scales) / 16) | 1) * 16,
+        }
     }
 }
 
 /// What a block needs of shared memory.
 struct Room {
-    /// Bytes of a stage with its activations, and of a warp's decoded scales.
+    /// Bytes of a stage with its activations, and of what a warp has before its ring.
     slot: usize,
-    table: usize,
+    head: usize,
     columns: usize,
     slices: usize,
     matrices: usize,
@@ -283,7 +341,7 @@ impl Room {
     }
 
     fn warp_bytes(&self, ring: usize) -> usize {
-        self.table + ring * self.slot
+        self.head + ring * self.slot
     }
 
     fn lay_out(&self, team: usize, ring: usize) -> Plan {

@@ -44,6 +44,7 @@ macro_rules! float_planes {
             const TILE_BYTES: usize = CHUNK * $size;
             const STAGE_TILES: usize = 1;
             const TABLE_BYTES: usize = 0;
+            const GROUP: usize = 0;
 
             fn pack_tile(rows: &[&[Self]; TILE_ROWS], tile: &mut [u8]) {
                 pack::<Self, $size, { 2 * $size }>(rows, tile);

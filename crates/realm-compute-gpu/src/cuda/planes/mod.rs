@@ -34,6 +34,8 @@ pub(crate) trait Planes: BlockFormat {
     const STAGE_TILES: usize;
     /// Bytes of the scales of a stage, decoded, in a warp's shared memory.
     const TABLE_BYTES: usize;
+    /// Weights that share a scale; 64 where more do, 0 where none.
+    const GROUP: usize;
 
     /// Writes a tile: each row's blocks, of which the last tile of a row may lack some; a row that is
     /// not there has none.
@@ -49,6 +51,8 @@ pub(crate) struct Stage {
     pub(crate) bytes: usize,
     /// Bytes of the stage's decoded scales.
     pub(crate) table_bytes: usize,
+    /// As in [`Planes`].
+    pub(crate) group: usize,
 }
 
 impl Stage {
@@ -58,6 +62,7 @@ impl Stage {
             k: F::TILE_K * F::STAGE_TILES,
             bytes: F::TILE_BYTES * F::STAGE_TILES,
             table_bytes: F::TABLE_BYTES,
+            group: <F as Planes>::GROUP,
         })
     }
 }

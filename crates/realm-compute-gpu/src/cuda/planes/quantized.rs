@@ -33,17 +33,13 @@ pub(super) trait Quants: BlockFormat {
 
 impl<F: Quants> Planes for F {
     const TILE_BYTES: usize = tile_bytes::<F>();
-    const STAGE_TILES: usize = match (F::TILE_K, F::LOW) {
-        (256, _) => 1,
-        (_, 8) => 2,
-        _ => 4,
-    };
+    const STAGE_TILES: usize = 256 / F::TILE_K;
     const TABLE_BYTES: usize = {
-        let chunks = F::TILE_K * F::STAGE_TILES / CHUNK_K;
-        let floats = if F::HAS_MIN { 2 } else { 1 } * chunks * CHUNK_K / F::GROUP;
+        let floats = if F::HAS_MIN { 2 } else { 1 } * 256 / F::GROUP;
         // Four more, so that rows lie in different banks.
         TILE_ROWS * (floats + 4) * size_of::<f32>()
     };
+    const GROUP: usize = <F as Quants>::GROUP;
 
     fn pack_tile(rows: &[&[Self]; TILE_ROWS], tile: &mut [u8]) {
         // As many as the largest tile needs.

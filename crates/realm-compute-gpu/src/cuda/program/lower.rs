@@ -28,6 +28,8 @@ pub(super) struct Bucket {
     pub(super) outputs: usize,
     /// Splits of the longest sequence.
     pub(super) splits: usize,
+    /// Splits that all rows see together, at most.
+    pub(super) all_splits: usize,
     /// Whether tokens are sampled.
     pub(super) samples: bool,
 }
@@ -245,8 +247,7 @@ impl Lowering<'_> {
     }
 
     fn attention(&self, op: &Attention) -> Vec<Launch> {
-        let (partials, bytes) = self.partials;
-        let one_row = attention::partial_bytes(&op.spec, 1, self.bucket.splits).max(1);
+        let (partials, partial_bytes) = self.partials;
         attention::attention(&attention::AttentionArgs {
             kv: self.kv,
             layer: op.layer,
@@ -255,9 +256,10 @@ impl Lowering<'_> {
             sinks: op.spec.sinks.map(|sinks| self.vector(sinks)),
             view: &self.view,
             rows: self.bucket.rows,
-            rows_per_pass: (bytes / one_row).clamp(1, self.bucket.rows),
             splits: self.bucket.splits,
+            total: self.bucket.all_splits,
             partials,
+            partial_bytes,
             target: self.target(op.output),
         })
     }

@@ -11,7 +11,7 @@ use realm_core::{
     Graph,
     backend::{
         BackendError, CompileOptions, Inputs, KvPool, Limits, Precision, Program, ProgramInfo,
-        Step, Token,
+        SequenceRows, Step, Token,
     },
     graph::Op,
 };
@@ -80,6 +80,15 @@ fn partial_bytes(graph: &Graph, limits: &Limits, splits: usize) -> usize {
 /// Splits of a sequence of so many tokens, as buckets count them.
 fn splits(tokens: usize) -> usize {
     tokens.div_ceil(attention::SPLIT).max(1).next_power_of_two()
+}
+
+/// Splits that a step's rows see together, at most, as buckets count them: eight numbers an octave, so
+/// that few blocks find no work.
+fn all_splits(sequences: &[SequenceRows<'_>]) -> usize {
+    let splits =
+        |it: &SequenceRows<'_>| it.rows.len() * it.length().div_ceil(attention::SPLIT).max(1);
+    let all = sequences.iter().map(splits).sum::<usize>().max(1);
+    all.next_multiple_of((all.next_power_of_two() / 16).max(1))
 }
 
 impl CudaProgram {
@@ -161,6 +170,7 @@ impl CudaProgram {
             rows: up(inputs.tokens.len(), tokens),
             outputs: up(inputs.outputs.len(), outputs),
             splits: splits(longest.unwrap_or(1)),
+            all_splits: all_splits(inputs.sequences),
             samples: !inputs.sampling.is_empty() && self.graph.sampled().is_some(),
         }
     }

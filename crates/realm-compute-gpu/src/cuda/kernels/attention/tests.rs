@@ -76,11 +76,27 @@ impl Setup {
     }
 }
 
-/// How a run goes about it; none of this may show in the result.
+/// How a run goes about it; but for the form, none of this may show in the result.
 struct How {
     form: Form,
     splits: usize,
+    total: usize,
+    /// Rows that the work memory has room for.
     rows_per_pass: usize,
+}
+
+impl How {
+    /// All rows in one pass, each with as many splits.
+    fn plain(setup: &Setup, step: &Step) -> Self {
+        let (splits, rows) = (setup.splits(), step.rows + 1);
+        Self { form: Form::F32, splits, total: splits * rows, rows_per_pass: rows }
+    }
+
+    /// Without gaps between the rows' splits where that saves blocks.
+    fn packed(setup: &Setup, step: &Step, parts: &[Part]) -> Self {
+        let splits = |part: &Part| part.rows.len() * part.length.div_ceil(SPLIT);
+        Self { total: parts.iter().map(splits).sum(), ..Self::plain(setup, step) }
+    }
 }
 
 /// The stored elements of the step's rows; those of one more row, which the step does not have, stay
@@ -110,9 +126,10 @@ fn run(
         sinks: sinks.as_ref().map(Buffer::address),
         view: &step.view,
         rows,
-        rows_per_pass: how.rows_per_pass,
         splits: how.splits,
+        total: how.total,
         partials: partials.address(),
+        partial_bytes: partials.bytes(),
         target: Columns::new(how.form, cols, target.address(), 0),
     });
     for launch in launches {
@@ -196,8 +213,12 @@ fn check(setup: &Setup, random: &mut Random, spec: &AttentionSpec, with_sinks: b
     let query: Vec<f32> = query.iter().map(|x| x * 4.0).collect();
     let sinks = with_sinks.then(|| testing::normals(random, spec.heads));
     supports(spec, &setup.pool).unwrap();
-    let how = How { form: Form::F32, splits: setup.splits(), rows_per_pass: step.rows + 1 };
-    let found = as_floats(&run(setup, &step, spec, &query, sinks.as_deref(), &how));
+    let how = How::plain(setup, &step);
+    let found = run(setup, &step, spec, &query, sinks.as_deref(), &how);
+    let packed = How::packed(setup, &step, &parts);
+    let again = run(setup, &step, spec, &query, sinks.as_deref(), &packed);
+    assert!(found == again, "{spec:?}: packed");
+    let found = as_floats(&found);
     let expected = reference(setup, &parts, spec, &query, sinks.as_deref());
     let error = error(&found, &expected);
     let (layer, kv_type) = (setup.pool.layer(LAYER), setup.pool.spec().kv_type);
@@ -259,6 +280,25 @@ fn prompts_are_attended_row_by_row() {
     }
 }
 
+/// A long sequence among short ones: blocks find their rows, more of them than a warp has lanes.
+#[test]
+fn rows_of_many_lengths_are_packed() {
+    let (gpu, mut random) = testing::device();
+    let layer = KvLayer { heads: 1, head_dim: 16 };
+    let mut lengths: Vec<usize> = (0..40).map(|_| 1 + random.below(SPLIT)).collect();
+    for length in [3 * SPLIT + 1, 2 * SPLIT, 7 * SPLIT - 1] {
+        lengths.insert(random.below(lengths.len() + 1), length);
+    }
+    let setup = Setup::new(&gpu, &mut random, layer, KvType::F16, &lengths);
+    for (mask, with_sinks) in [
+        (Mask::CAUSAL, false),
+        (Mask { causal: true, window: Some(2 * SPLIT) }, true),
+        (Mask { causal: true, window: Some(0) }, true),
+    ] {
+        check(&setup, &mut random, &spec(2, 16, mask), with_sinks, 2);
+    }
+}
+
 /// More splits than a warp has lanes.
 #[test]
 fn long_sequences_have_many_splits() {
@@ -287,7 +327,12 @@ fn a_rows_bits_depend_on_its_own_sequence_alone() {
             let at = |length: usize| length.saturating_sub(2)..length;
             let (parts, step) = (setup.parts(at), setup.step(at));
             let query = testing::normals(&mut random, step.rows * cols);
-            let how = |splits, rows_per_pass| How { form: Form::F32, splits, rows_per_pass };
+            let how = |splits, rows_per_pass| How {
+                form: Form::F32,
+                splits,
+                total: splits * (step.rows + 1),
+                rows_per_pass,
+            };
             let together = run(&setup, &step, &spec, &query, Some(&sinks), &how(8, step.rows));
             for pass in [1, 3] {
                 let again = run(&setup, &step, &spec, &query, Some(&sinks), &how(16, pass));
@@ -322,7 +367,7 @@ fn results_are_stored_in_every_form() {
         let spec = spec(6, 40, Mask::CAUSAL);
         let step = setup.step(|length| length - 2..length);
         let query = testing::normals(&mut random, step.rows * 240);
-        let how = |form| How { form, splits: setup.splits(), rows_per_pass: step.rows + 1 };
+        let how = |form| How { form, ..How::plain(&setup, &step) };
         let plain = as_floats(&run(&setup, &step, &spec, &query, None, &how(Form::F32)));
         let bf16 = |value: f32| u16::from_le_bytes(Bf16::encode(&[value]).0);
         let value = |bits: u16| f32::from_bits(u32::from(bits) << 16);

@@ -419,30 +419,37 @@ fn shapes_alone_choose_the_slices() {
     assert_eq!(slices(1, 0, 1), 0);
 }
 
-/// Shared memory for all formats: enough warps at one row, and within bounds for the most columns.
+/// Shared memory for all formats: a warp a slice at one row, and within bounds for the most columns.
 #[test]
 fn rings_fit() {
     for &dtype in DType::ALL {
         let stage = Stage::of(dtype);
-        for (columns, most_warps) in [(1, 32), (8, 32), (24, WIDE_WARPS)] {
-            for limit in [99 << 10, 227 << 10] {
+        for precision in PRECISIONS {
+            let form = input_form(dtype, precision);
+            for (rows, limit) in [(1, 99 << 10), (1, 227 << 10), (8, 99 << 10), (8, 227 << 10)] {
+                let variant = Variant::of(form, rows, stage.group);
+                let columns = rows.min(variant.group_rows(form)) * form.columns();
                 for slice_stages in [1, 2, 7] {
-                    let slot =
-                        BARRIER_BYTES + stage.bytes + columns * column_bytes(Form::BF16, stage.k);
                     let room = Room {
-                        slot,
-                        table: stage.table_bytes,
+                        slot: BARRIER_BYTES
+                            + stage.bytes
+                            + columns * variant.column_bytes(form, stage.k),
+                        head: variant.head_bytes(&stage),
                         columns,
                         slices: 16,
                         matrices: 1,
                         slice_stages,
-                        most_warps,
+                        most_warps: variant.most_warps(stage.group),
                         limit,
                     };
                     let plan = room.plan();
-                    assert!(plan.bytes <= limit, "{dtype}: {} bytes", plan.bytes);
-                    assert!(plan.ring >= 2 || slice_stages == 1 && plan.team == 16, "{dtype}");
-                    assert!(columns > 1 || limit < 200_000 || plan.team == 16, "{dtype}");
+                    let what = format!("{dtype} at {precision}, {rows} rows of {limit} bytes");
+                    assert!(plan.bytes <= limit, "{what}: {} bytes", plan.bytes);
+                    assert!(plan.ring >= 2 || slice_stages == 1 && plan.team == 16, "{what}");
+                    assert!(
+                        variant != Variant::One || limit < 200_000 || plan.team == 16,
+                        "{what}"
+                    );
                 }
             }
         }
