@@ -7,12 +7,14 @@ test and measure Realm on its GPU.
 It holds `realm`, the conformance suite, the tests of the crates that name a device, the kernel
 benchmark, peers.py, small models with recorded token ids, and run.sh. There, `run.sh --dry-run`
 checks it and `run.sh` does everything; docs/benchmarks/README.md tells more. Every program has all
-kernels in it: they travel in one archive whose compression sees them as one, and run.sh unpacks it.
+kernels in it: they travel in one archive whose compression sees them as one, and run.sh unpacks it
+elsewhere.
 
 Needs what a build with `--features cuda` needs: Cargo, gcc, nvcc. DIR (default: bundle, which git
 ignores) is written anew. --reference (default: $REALM_REFERENCE, else ../shared/reference) is the
 folder of reference data; without it the bundle has no models and says so. --archs is
-REALM_CUDA_ARCHS for this build (default: $REALM_CUDA_ARCHS, else 90a,ptx: Hopper and what follows).
+REALM_CUDA_ARCHS for this build (default: $REALM_CUDA_ARCHS, else 80,90a,ptx: Ampere, Ada, Hopper and
+what follows).
 """
 
 import argparse
@@ -166,7 +168,7 @@ def main():
     default = os.environ.get("REALM_REFERENCE") or ROOT.parent / "shared" / "reference"
     parser.add_argument("--out", type=Path, default=ROOT / "bundle")
     parser.add_argument("--reference", type=Path, default=default)
-    parser.add_argument("--archs", default=os.environ.get("REALM_CUDA_ARCHS") or "90a,ptx")
+    parser.add_argument("--archs", default=os.environ.get("REALM_CUDA_ARCHS") or "80,90a,ptx")
     args = parser.parse_args()
     files = fill(args.out, build(args.archs), args.reference, args.archs)
     for name, size in files.items():

@@ -13,7 +13,8 @@
 #
 # Options:
 #   --out DIR        results and logs (default: results beside this script)
-#   --scratch DIR    where the 8B model (4.9 GB) goes (default: realm-bundle in TMPDIR or /tmp)
+#   --scratch DIR    where the programs are unpacked (80 MB) and the 8B model (4.9 GB) goes; programs
+#                    must be allowed to run there (default: realm-bundle-UID in TMPDIR or /tmp)
 #   --budget SECONDS what all parts together may take; each also has its own limit (default: 3600)
 #   --quick          fewer repetitions
 #   --dry-run        checks that all files are there and every program starts; needs no GPU
@@ -24,10 +25,9 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-bin=$here/bin
 parts=(ids conformance kernels model peers sanitizer)
 out=$here/results
-scratch=${TMPDIR:-/tmp}/realm-bundle
+scratch=${TMPDIR:-/tmp}/realm-bundle-$(id -u)
 budget=3600
 quick=
 dry=
@@ -73,31 +73,42 @@ case $budget in
 esac
 command -v python3 >/dev/null || fail "python3 (3.8 or later) is not there"
 
+# Where the programs and models are: beside this script or, unpacked, outside the bundle, which stays
+# as small as it came. The archive's checksum tells one bundle's from another's.
+root=$here
+if [ -f "$here/payload.tar.xz" ]; then
+    (umask 077 && mkdir -p "$scratch") || fail "$scratch cannot be made; choose another --scratch"
+    # Whoever else may write there could put programs in their place.
+    [ -O "$scratch" ] || fail "$scratch is somebody else's; choose another --scratch"
+    scratch=$(cd "$scratch" && pwd)
+    root=$scratch/unpacked-$(cksum <"$here/payload.tar.xz" | tr ' ' -)
+fi
+bin=$root/bin
+
 # The archive's files, once; then every file by its list of names and lengths.
 check_files() {
-    if [ -f "$here/payload.tar.xz" ] && [ ! -e "$here/bin" ]; then
-        python3 - "$here" <<'END' || return 1
+    if [ -f "$here/payload.tar.xz" ] && [ ! -e "$bin" ]; then
+        python3 - "$here" "$root" <<'END' || return 1
 import os, shutil, sys, tarfile, tempfile
-here = sys.argv[1]
+here, root = sys.argv[1:]
+part = None
 try:
     # Beside their place until they are whole.
-    part = tempfile.mkdtemp(dir=here)
+    part = tempfile.mkdtemp(dir=os.path.dirname(root))
     with tarfile.open(os.path.join(here, "payload.tar.xz"), "r:xz") as archive:
         safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}
         archive.extractall(part, **safe)
-    # The programs last: they say that all is there.
-    for name in sorted(os.listdir(part), reverse=True):
-        shutil.rmtree(os.path.join(here, name), ignore_errors=True)
-        os.rename(os.path.join(part, name), os.path.join(here, name))
-    os.rmdir(part)
+    shutil.rmtree(root, ignore_errors=True)
+    os.rename(part, root)
 except (OSError, EOFError, tarfile.TarError) as error:
-    shutil.rmtree(part, ignore_errors=True)
+    if part:
+        shutil.rmtree(part, ignore_errors=True)
     sys.exit(f"error: payload.tar.xz: {error}")
 END
     fi
-    python3 - "$here" <<'END'
+    python3 - "$here" "$root" <<'END'
 import json, os, sys
-here = sys.argv[1]
+here, root = sys.argv[1:]
 try:
     with open(os.path.join(here, "manifest.json"), encoding="utf-8") as file:
         manifest = json.load(file)
@@ -105,7 +116,7 @@ except (OSError, ValueError) as error:
     sys.exit(f"error: {error}")
 bad = 0
 for name, length in manifest["files"].items():
-    path = os.path.join(here, name)
+    path = os.path.join(root, name)
     found = os.path.getsize(path) if os.path.isfile(path) else None
     if found != length:
         print(f"error: {name} has {found} bytes, not {length}", file=sys.stderr)
@@ -197,7 +208,7 @@ print(json.dumps(dict(zip(("commit", "device", "driver", "date"), sys.argv[1:]))
 } >"$out/logs/device.log"
 cat "$out/logs/device.log"
 
-export REALM_REFERENCE=$here/reference
+export REALM_REFERENCE=$root/reference
 export REALM_REQUIRE=cuda
 # A run that hangs must not outlive its limit, whatever signals it ignores.
 limited() {
@@ -246,12 +257,12 @@ ids_of() {
 # ids: the CPU, which the test suite holds to recorded logits, says what is right.
 part_ids() {
     local folder file prompt expected found status=0
-    if [ ! -d "$here/reference/models" ]; then
+    if [ ! -d "$root/reference/models" ]; then
         echo "this bundle was built without models"
         return 77
     fi
     limited "$(rest)" "$bin/whole-models" cuda/ || status=$?
-    for folder in "$here"/reference/models/*/; do
+    for folder in "$root"/reference/models/*/; do
         prompt=$(cat "$folder/prompt.ids")
         for file in "$folder"model-f32.gguf "$folder"quant/*.gguf; do
             [ -f "$file" ] || continue
@@ -263,12 +274,12 @@ part_ids() {
             # Commas, spaces or lines between ids, the same ids.
             expected=$(tr -s ', \n' ' ' <<<"$expected")
             if ! found=$(ids_of cuda "$file" "$prompt" 16); then
-                echo "${file#"$here"/}: failed"
+                echo "${file#"$root"/}: failed"
                 status=1
             elif [ "$(tr -s ', \n' ' ' <<<"$found")" = "$expected" ]; then
-                echo "${file#"$here"/}: the same 16 ids"
+                echo "${file#"$root"/}: the same 16 ids"
             else
-                echo "${file#"$here"/}: $found instead of $expected"
+                echo "${file#"$root"/}: $found instead of $expected"
                 status=1
             fi
         done
@@ -280,7 +291,8 @@ part_ids() {
 part_conformance() {
     local status=0 log=$out/logs/conformance.log
     limited "$(rest)" "$bin/conformance" cuda/ || status=$?
-    python3 "$here/rows.py" suite "$log" || status=$?
+    # The programs' own code stays, if there is one.
+    python3 "$here/rows.py" suite "$log" || [ "$status" != 0 ] || status=1
     if [ "$status" = 101 ]; then
         # What passes now fails by running beside others, or by kernels that overlap.
         echo "again, one test and one kernel at a time:"

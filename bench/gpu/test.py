@@ -18,7 +18,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-import bundle as builder  # noqa: E402: found by the line above
+sys.path.insert(0, str(HERE.parent))
+
+import bundle as builder  # noqa: E402: found by the lines above
+import kernels  # noqa: E402
+import render  # noqa: E402
 import rows  # noqa: E402
 
 DEVICE = "cuda:0  NVIDIA H200, 139.8 GiB, compute capability 9.0, driver with CUDA 13.0"
@@ -65,7 +69,7 @@ class Bundle:
         self.write(f"{model}/model-f32.gguf", "GGUF")
         self.write(f"{model}/prompt.ids", "1,2,3\n")
         self.write(f"{model}/greedy.ids", "5,6,7\n")
-        files = [path for path in self.folder.rglob("*") if path.is_file()]
+        files = [path for path in self.folder.glob("*/**/*") if path.is_file()]
         manifest = {"commit": "abc", "archs": "90a", "files": {
             str(path.relative_to(self.folder)): path.stat().st_size for path in files}}
         self.write("manifest.json", json.dumps(manifest))
@@ -193,11 +197,17 @@ class Run(unittest.TestCase):
         code, text = bundle.run("--dry-run")
         self.assertEqual(code, 2, text)
         self.assertIn("payload.tar.xz", text)
-        self.assertFalse((bundle.folder / "bin").exists())
+        before = sorted(bundle.folder.iterdir())
         archive.write_bytes(whole)
         for _ in range(2):
             code, text = bundle.run("--dry-run")
             self.assertEqual(code, 0, text)
+        # Once, outside: the bundle stays as it came.
+        self.assertEqual(sorted(bundle.folder.iterdir()), before)
+        unpacked = list((bundle.folder / "scratch").iterdir())
+        self.assertEqual(len(unpacked), 1)
+        self.assertTrue((unpacked[0] / "bin" / "realm").is_file())
+        self.assertEqual(bundle.run("ids", "conformance")[0], 0)
 
     def test_equal_files_are_packed_once(self):
         with tempfile.TemporaryDirectory() as folder:
@@ -269,6 +279,42 @@ class Scripts(unittest.TestCase):
         names = done.stdout.split()
         self.assertEqual(len(names), len(set(names)))
         self.assertIn("peer/cublas/bf16/14336x4096/m1", names)
+
+    def test_only_a_whole_suite_says_that_kernels_have_run(self):
+        def said(*entries):
+            it = {"commit": "abc", "device": "NVIDIA H200", "driver": "580", "rows": list(entries)}
+            return render.never_run([(Path("h200-2026-11-24.json"), it)])
+
+        suite = rows.row("conformance", 500, "tests", 1, "all")
+        self.assertIn("passed on NVIDIA H200 at commit `abc` (500 tests)", said(suite))
+        for part in (rows.row("conformance", 1, "tests", 1 / 500, "all"), rows.row("copy", 1, "GB/s")):
+            self.assertIn("Never run on a real device, only on the emulated one: `matvec_f32`", said(part))
+        measured = rows.row("matvec/F32/256x256/m1", 1, "GB/s")
+        self.assertNotIn("matvec_f32`", said(measured))
+        units = json.loads(render.UNITS.read_text(encoding="utf-8"))
+        every = [rows.row(prefix + "x", 1, "GB/s") for prefix in units.values()]
+        self.assertIn("has passed on none", said(*every))
+
+    def test_failures_of_the_suite_fail(self):
+        with tempfile.TemporaryDirectory() as folder:
+            log = Path(folder, "log")
+            for line, code, ratio in (("ok. 4 passed; 0 failed", 0, 1.0), ("F. 3 passed; 1 failed", 1, 0.75),
+                                      ("F. 0 passed; 4 failed", 1, 0.0), ("ok. 0 passed; 0 failed", 1, None)):
+                log.write_text(f"test result: {line}; 0 ignored\n", encoding="ascii")
+                command = [sys.executable, str(HERE / "rows.py"), "suite", str(log)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                self.assertEqual(done.returncode, code, done.stderr)
+                printed = json.loads(done.stdout)["ratio"] if done.stdout else None
+                self.assertEqual(printed, ratio)
+
+    def test_the_kernels_table(self):
+        line = "matvec_{} {:<20} {} {:>4} registers {:>5} B spilled     0 B stack {:>6} B shared\n"
+        text = (line.format("a", "one", "sm_80", 40, 0, 16) + line.format("a", "two", "sm_80", 60, 8, 0)
+                + line.format("a", "one", "sm_90a", 50, 0, 0) + line.format("b", "one", "sm_80", 9, 0, 0))
+        table = list(kernels.table(kernels.read(text)))
+        self.assertEqual(len(table), 4)
+        self.assertEqual(table[2], "| `matvec_a` | 2 | 60 | **8** (1) | 16 | 1 | 50 | 0 | 0 |")
+        self.assertEqual(table[3], "| `matvec_b` | 1 | 9 | 0 | 0 | | | | |")
 
     def test_the_page_is_what_the_files_say(self):
         subprocess.run([sys.executable, str(HERE.parent / "render.py"), "--check"], check=True)

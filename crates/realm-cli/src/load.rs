@@ -20,18 +20,23 @@ pub(crate) fn engine(
 ) -> Result<Engine> {
     let path = model.file().path();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let placement = device.place(model, options).map_err(CliError::engine(path))?;
-    placement.notes().iter().for_each(console::note);
-    let plan = placement.memory();
-    if stats::uploads(plan) {
-        stats::memory(plan).iter().for_each(console::say);
-    }
-    let message = format!("loading {}", console::one_line(&name));
-    let loaded = with_progress(message, |bar| {
-        device.load(model, placement, &mut |progress| bar.set(progress.loaded, progress.total))
-    });
-    let Loaded { engine, note } = loaded.map_err(CliError::engine(path))?;
-    note.iter().for_each(console::note);
+    let mut placement = device.place(model, options).map_err(CliError::engine(path))?;
+    let engine = loop {
+        placement.notes().iter().for_each(console::note);
+        let plan = placement.memory();
+        if stats::uploads(plan) {
+            stats::memory(plan).iter().for_each(console::say);
+        }
+        let message = format!("loading {}", console::one_line(&name));
+        let loaded = with_progress(message, |bar| {
+            device.load(model, placement, &mut |progress| bar.set(progress.loaded, progress.total))
+        });
+        match loaded.map_err(CliError::engine(path))? {
+            Loaded::Engine(engine) => break *engine,
+            // Another device takes the model: that one's plan is said before it is loaded, too.
+            Loaded::Moved(next) => placement = next,
+        }
+    };
     if options.context.is_some_and(|context| context > model.context()) {
         let (context, trained) = (engine.context(), model.context());
         console::note(format_args!(

@@ -50,12 +50,14 @@ const ALIGNMENT: usize = 64;
 
 /// Compiles every unit that is not in the cache, and writes to `OUT_DIR`: `kernels.bin` (the images
 /// behind one another), `kernels.rs` (where each is, and what they were compiled for), `kernels.txt`
-/// (registers, spills and shared memory of each kernel).
+/// (registers, spills and shared memory of each kernel). Registers that spill are a warning, or, where
+/// `REALM_KERNEL_SPILLS` is `deny`, an error.
 pub(crate) fn build(units: &[Unit]) -> Result<(), String> {
     // Not PATH: it differs from shell to shell, and the crate would be compiled anew each time.
     for name in [
         "REALM_NVCC",
         "REALM_CUDA_ARCHS",
+        "REALM_KERNEL_SPILLS",
         "CUDA_HOME",
         "CUDA_PATH",
         "VIRTUAL_ENV",
@@ -74,7 +76,30 @@ pub(crate) fn build(units: &[Unit]) -> Result<(), String> {
     let compiler = Compiler::new(path, &archs, cache::folder()?)?;
     let images = compile_all(&compiler, units)?;
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("Cargo sets no OUT_DIR")?);
-    write_out(&out, units, &images, &archs)
+    write_out(&out, units, &images, &archs)?;
+    let usage = units
+        .iter()
+        .zip(&images)
+        .flat_map(|(unit, image)| image.usage.iter().map(|usage| (unit.name.as_str(), usage)));
+    spills(usage, env::var("REALM_KERNEL_SPILLS").is_ok_and(|value| value == "deny"))
+}
+
+/// Says which kernels spill registers: in warnings, or in an error where that is `denied`.
+pub(crate) fn spills<'a>(
+    usage: impl Iterator<Item = (&'a str, &'a ptxas::Usage)>,
+    denied: bool,
+) -> Result<(), String> {
+    let spilling = usage.filter(|(_, usage)| usage.spills > 0);
+    let lines: Vec<String> = spilling
+        .map(|(unit, ptxas::Usage { kernel, spills, arch, .. })| {
+            format!("{unit}: kernel {kernel} spills {spills} bytes of registers on {arch}")
+        })
+        .collect();
+    if denied && !lines.is_empty() {
+        return Err(format!("REALM_KERNEL_SPILLS denies this: {}", lines.join("; ")));
+    }
+    lines.iter().for_each(|line| println!("cargo::warning={line}"));
+    Ok(())
 }
 
 /// The architectures of a comma list: `80`, `90a` … or `ptx`.
@@ -290,12 +315,6 @@ fn write_out(out: &Path, units: &[Unit], images: &[Image], archs: &[String]) -> 
         let _ = writeln!(index, "    ({name:?}, {start}, {length}),");
         for usage in &image.usage {
             let _ = writeln!(summary, "{name:<20} {usage}");
-            if usage.spills > 0 {
-                println!(
-                    "cargo::warning={name}: kernel {} spills {} bytes of registers on {}",
-                    usage.kernel, usage.spills, usage.arch
-                );
-            }
         }
     }
     let index = format!(

@@ -1,10 +1,11 @@
 //! Realm's GPU backends: CUDA (feature `cuda`) and Vulkan, Metal or DX12 through wgpu (feature
 //! `wgpu`). Both features are off by default.
 //!
-//! So far the crate finds devices and says honestly what it found: [`probe`] lists every GPU with
-//! what it is, and wherever there is none, or one that cannot be used, the [`Reason`]. A binary
-//! with both features on starts on any machine: drivers are loaded at run time, and a machine
-//! without them gets a reason, never a panic.
+//! [`probe`] lists every GPU with what it is, and wherever there is none, or one that cannot be used,
+//! the [`Reason`]. A binary with both features on starts on any machine: drivers are loaded at run
+//! time, and a machine without them gets a reason, never a panic. [`open_cuda`] opens a CUDA device;
+//! of wgpu's, none can run models yet. [`open_cuda_emulated`] opens the device that tests run the
+//! CUDA kernels on where there is no GPU (feature `cuda-emulated`).
 //!
 //! ```
 //! for probe in realm_compute_gpu::probe() {

@@ -172,6 +172,10 @@ fn versions_of_nvcc() {
     assert_eq!(nvcc::release("gcc 12"), None);
 }
 
+fn usage(kernel: &str, arch: &str) -> Usage {
+    Usage { kernel: kernel.into(), arch: arch.into(), ..Usage::default() }
+}
+
 #[test]
 fn the_assemblers_log_is_read() {
     let log = "\
@@ -189,11 +193,6 @@ ptxas info    : Used 255 registers, used 0 barriers
 ptxas info    : Function properties for helper
     8 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads
 ";
-    let usage = |kernel: &str, arch: &str| Usage {
-        kernel: kernel.into(),
-        arch: arch.into(),
-        ..Usage::default()
-    };
     let expected = [
         Usage { registers: 12, shared: 512, ..usage("one", "sm_80") },
         Usage { registers: 255, spills: 76, stack: 48, ..usage("two", "sm_90a") },
@@ -201,6 +200,19 @@ ptxas info    : Function properties for helper
     assert_eq!(ptxas::parse(log), expected);
     assert!(expected[1].to_string().contains("255 registers    76 B spilled"), "{}", expected[1]);
     assert_eq!(ptxas::parse("gibberish\n: Used 3 registers"), []);
+}
+
+#[test]
+fn spills_are_told_or_denied() {
+    let usages = [usage("one", "sm_80"), Usage { spills: 76, ..usage("two", "sm_90a") }];
+    let all = || usages.iter().map(|usage| ("unit", usage));
+    assert_eq!(nvcc::spills(all(), false), Ok(()));
+    assert_eq!(nvcc::spills(all().take(1), true), Ok(()));
+    let problem = nvcc::spills(all(), true).unwrap_err();
+    assert!(
+        problem.contains("unit: kernel two spills 76 bytes of registers on sm_90a"),
+        "{problem}"
+    );
 }
 
 #[test]
@@ -260,7 +272,7 @@ fn nothing_is_compiled_twice() {
         assert_eq!(runs().lines().count(), count, "{}", runs());
     }
     assert!(runs().contains(
-        "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_80,code=compute_80 -DA=1"
+        "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=compute_90 -DA=1"
     ));
     // Three images, three logs, no unfinished file.
     assert_eq!(fs::read_dir(&cache.0).unwrap().count(), 6);
@@ -291,6 +303,20 @@ fn an_nvcc_that_cannot_do_it_says_why() {
     // Success without a file is a failure, too.
     assert!(compile("").contains("says nothing of why"));
     assert_eq!(fs::read_dir(&cache.0).unwrap().count(), 0);
+}
+
+/// The page of benchmarks names kernels that no device has run: none may be missing there.
+#[test]
+fn the_benchmarks_know_every_unit() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../bench/units.json");
+    let text = fs::read_to_string(path).unwrap();
+    // An object of strings, one a line.
+    let mut listed: Vec<&str> = text.lines().filter_map(|line| line.split('"').nth(1)).collect();
+    let units = manifest::units();
+    let mut names: Vec<&str> = units.iter().map(|unit| unit.name.as_str()).collect();
+    listed.sort_unstable();
+    names.sort_unstable();
+    assert_eq!(listed, names);
 }
 
 #[test]

@@ -1,15 +1,18 @@
 //! Choosing a device: the one place that names all backends.
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+};
 
 use realm_compute_cpu::{CpuBackend, CpuOptions, IsaLimit, Roofline};
-use realm_compute_gpu::{Probe, Reason};
+use realm_compute_gpu::{GpuDevice, Probe, Reason};
 use realm_core::backend::{Backend, Precision};
 
 use crate::RuntimeError;
 
 /// The CUDA kernels on an imitated device.
-const EMULATED: &str = "cuda-emulated";
+pub(crate) const EMULATED: &str = "cuda-emulated";
 
 /// Which device is wanted.
 #[derive(Debug, Clone)]
@@ -46,13 +49,32 @@ pub struct Device {
     is_cpu: bool,
     notes: Vec<String>,
     options: DeviceOptions,
+    /// What is tried next where this one cannot take a model.
+    others: VecDeque<Candidate>,
 }
+
+/// A device that is opened when its turn comes; or why that fails, its name in front.
+type Open = Box<dyn FnOnce() -> Result<Arc<dyn Backend>, String> + Send + Sync>;
+
+/// A GPU that may be opened.
+struct Candidate(Open);
 
 impl Device {
     /// A device around a backend of one's own, treated as a GPU: a model's first layers go to the CPU
     /// where not all fit.
     pub fn new(backend: Arc<dyn Backend>, options: DeviceOptions) -> Self {
-        Self { backend, cpu: OnceLock::new(), is_cpu: false, notes: Vec::new(), options }
+        let (notes, others) = (Vec::new(), VecDeque::new());
+        Self { backend, cpu: OnceLock::new(), is_cpu: false, notes, options, others }
+    }
+
+    /// The same with another device behind it, opened and tried where a model does not fit the ones
+    /// before or they fail while it is loaded. `open` may say in one line why there is none.
+    pub fn then(
+        mut self,
+        open: impl FnOnce() -> Result<Arc<dyn Backend>, String> + Send + Sync + 'static,
+    ) -> Self {
+        self.others.push_back(Candidate(Box::new(open)));
+        self
     }
 
     /// The backend.
@@ -85,10 +107,25 @@ impl Device {
         self.cpu.get_or_init(|| cpu(&self.options))
     }
 
+    /// Whether the CPU may take the place of the GPU: one that was named is never replaced.
+    pub(crate) fn may_fall_back(&self) -> bool {
+        self.options.name == "auto" && !self.options.require_gpu
+    }
+
     /// Gives the device up for the CPU.
     pub(crate) fn fall_back(&mut self) {
         self.backend = self.cpu().clone();
         self.is_cpu = true;
+        self.others.clear();
+    }
+
+    /// Gives the device up for the next GPU. `false` where no other one can be opened; `causes` are
+    /// told why.
+    pub(crate) fn take_next(&mut self, causes: &mut Vec<String>) -> bool {
+        let next = open_next(&mut self.others, causes);
+        let found = next.is_some();
+        self.backend = next.unwrap_or_else(|| self.backend.clone());
+        found
     }
 }
 
@@ -199,63 +236,80 @@ pub fn open(options: &DeviceOptions) -> Result<Device, RuntimeError> {
 fn on_cpu(options: &DeviceOptions, notes: Vec<String>) -> Device {
     let cpu = cpu(options);
     let (backend, options) = (cpu.clone(), options.clone());
-    Device { backend, cpu: OnceLock::from(cpu), is_cpu: true, notes, options }
+    let others = VecDeque::new();
+    Device { backend, cpu: OnceLock::from(cpu), is_cpu: true, notes, options, others }
 }
 
 /// The first of the GPUs that can be used, the CPU where there is none.
 fn open_best(options: &DeviceOptions) -> Result<Device, RuntimeError> {
-    let mut causes = Vec::new();
-    for probe in gpus() {
-        match open_first(&probe, probe.backend) {
-            (Some(backend), passed) => {
-                causes.extend(passed);
-                let notes = causes.iter().map(|cause| format!("passed over: {cause}")).collect();
-                return Ok(Device { notes, ..Device::new(backend, options.clone()) });
-            }
-            (None, passed) => causes.extend(passed),
+    let of = |probe: &Probe| candidates(probe, probe.backend);
+    match open_first(gpus().iter().flat_map(of).collect(), options) {
+        Ok(device) => Ok(device),
+        Err(causes) if options.require_gpu => {
+            Err(RuntimeError::Device(format!("no GPU can be used: {}", causes.join("; "))))
         }
+        Err(causes) => Ok(on_cpu(options, vec![format!("no GPU in use: {}", causes.join("; "))])),
     }
-    let causes = causes.join("; ");
-    if options.require_gpu {
-        return Err(RuntimeError::Device(format!("no GPU can be used: {causes}")));
-    }
-    Ok(on_cpu(options, vec![format!("no GPU in use: {causes}")]))
 }
 
 /// A GPU that was named: `cuda` means any of its devices, `cuda:1` that one.
 fn open_named(options: &DeviceOptions, probe: &Probe) -> Result<Device, RuntimeError> {
     let wanted = options.name.as_str();
-    let (backend, causes) = open_first(probe, wanted);
-    if let Some(backend) = backend {
-        return Ok(Device::new(backend, options.clone()));
-    }
-    let cause =
-        if causes.is_empty() { format!("{wanted}: no such device") } else { causes.join("; ") };
-    Err(RuntimeError::Device(format!("{cause}; `realm devices` lists what there is")))
+    open_first(candidates(probe, wanted), options).map_err(|causes| {
+        let cause =
+            if causes.is_empty() { format!("{wanted}: no such device") } else { causes.join("; ") };
+        RuntimeError::Device(format!("{cause}; `realm devices` lists what there is"))
+    })
 }
 
-/// Opens the first usable device of a backend that `wanted` means; and why those before it, or all,
-/// cannot be used, their names in front. Without a name of its own a software device is not meant.
-fn open_first(probe: &Probe, wanted: &str) -> (Option<Arc<dyn Backend>>, Vec<String>) {
-    let devices = match &probe.devices {
-        Ok(devices) => devices,
-        Err(reason) => return (None, vec![format!("{}: {reason}", probe.backend)]),
-    };
+/// The first device that can be opened, with those behind it; or why none can.
+fn open_first(
+    mut candidates: VecDeque<Candidate>,
+    options: &DeviceOptions,
+) -> Result<Device, Vec<String>> {
     let mut causes = Vec::new();
-    for device in devices.iter().filter(|d| wanted == probe.backend || wanted == d.name) {
-        let opened = match &device.usable {
-            Err(reason) => Err(reason.to_string()),
-            Ok(()) if device.software && wanted != device.name => {
-                Err("computes on the CPU; name it to use it".into())
-            }
-            Ok(()) => open_gpu(probe.backend, &device.name).map_err(|reason| reason.to_string()),
-        };
-        match opened {
-            Ok(backend) => return (Some(backend), causes),
-            Err(cause) => causes.push(format!("{}: {cause}", device.name)),
+    let Some(backend) = open_next(&mut candidates, &mut causes) else { return Err(causes) };
+    let notes = causes.iter().map(|cause| format!("passed over: {cause}")).collect();
+    Ok(Device { notes, others: candidates, ..Device::new(backend, options.clone()) })
+}
+
+/// Takes candidates away up to the first that can be opened.
+fn open_next(
+    candidates: &mut VecDeque<Candidate>,
+    causes: &mut Vec<String>,
+) -> Option<Arc<dyn Backend>> {
+    while let Some(Candidate(open)) = candidates.pop_front() {
+        match open() {
+            Ok(backend) => return Some(backend),
+            Err(cause) => causes.push(cause),
         }
     }
-    (None, causes)
+    None
+}
+
+/// The devices of a backend that `wanted` means, in their order. Without a name of its own a software
+/// device is not meant.
+fn candidates(probe: &Probe, wanted: &str) -> VecDeque<Candidate> {
+    let backend = probe.backend;
+    let fails = |cause: String| Candidate(Box::new(move || Err(cause)));
+    let devices = match &probe.devices {
+        Ok(devices) => devices,
+        Err(reason) => return [fails(format!("{backend}: {reason}"))].into(),
+    };
+    let meant = devices.iter().filter(|d| wanted == backend || wanted == d.name);
+    let candidate = |device: &GpuDevice| {
+        let name = device.name.clone();
+        match &device.usable {
+            Err(reason) => fails(format!("{name}: {reason}")),
+            Ok(()) if device.software && wanted != name => {
+                fails(format!("{name}: computes on the CPU; name it to use it"))
+            }
+            Ok(()) => Candidate(Box::new(move || {
+                open_gpu(backend, &name).map_err(|reason| format!("{name}: {reason}"))
+            })),
+        }
+    };
+    meant.map(candidate).collect()
 }
 
 /// Opens a device by its listed name, `cuda:0`.
@@ -310,9 +364,7 @@ mod tests {
 
     /// Whether this machine has a device that the build can use.
     fn usable(probe: &Probe) -> bool {
-        let usable = |devices: &Vec<_>| {
-            devices.iter().any(|d: &realm_compute_gpu::GpuDevice| d.usable.is_ok())
-        };
+        let usable = |devices: &Vec<_>| devices.iter().any(|d: &GpuDevice| d.usable.is_ok());
         probe.devices.as_ref().is_ok_and(usable)
     }
 

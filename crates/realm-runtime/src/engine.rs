@@ -132,6 +132,8 @@ pub struct Engine {
     pub(crate) scheduler: Scheduler,
     /// The step that is computed while nobody waits for it.
     pub(crate) under_way: Option<UnderWay>,
+    /// Tokens of a step that was an error for other sequences.
+    pub(crate) pending: Vec<Event>,
     plan: MemoryPlan,
     vocabulary: usize,
     precision: Precision,
@@ -200,6 +202,7 @@ impl Engine {
             scheduler: Scheduler::new(tokens, sequences, block_tokens, blocks),
             plan,
             under_way: None,
+            pending: Vec::new(),
             vocabulary: model.vocabulary(),
             precision: options.precision,
             times: options.times,
@@ -299,13 +302,16 @@ impl Engine {
         if self.scheduler.unqueue(id) {
             return true;
         }
-        let under_way = self.under_way.as_mut();
-        self.scheduler.end(id, under_way)
+        let runs = self.scheduler.end(id, self.under_way.as_mut());
+        if runs {
+            self.pending.retain(|event| event.sequence != id);
+        }
+        runs
     }
 
-    /// Whether no sequence waits or runs.
+    /// Whether no sequence waits or runs, and [`Engine::step`] has no token to give.
     pub fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_idle() && self.pending.is_empty()
     }
 
     /// The logits of every token of a prompt, as a prefill computes them: `sink` gets rows of

@@ -8,6 +8,8 @@ use realm_core::{
 use realm_gguf::GgufError;
 use realm_tokenizer::TokenizerError;
 
+use crate::SequenceId;
+
 /// Any failure of the runtime, in one line that says what, where and what to do.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -71,13 +73,15 @@ pub enum RuntimeError {
         /// Tokens that fit.
         context: usize,
     },
-    /// A step whose logits are NaN or −∞ throughout.
+    /// Logits that are NaN or −∞ throughout.
     #[error(
         "the model's logits are not numbers ({precision} products); try --precision f32, or the file is damaged"
     )]
     NotNumbers {
         /// The precision in use.
         precision: Precision,
+        /// The sequences that have no next token and were ended.
+        sequences: Vec<SequenceId>,
     },
     /// A request that cannot be run.
     #[error("{0}")]

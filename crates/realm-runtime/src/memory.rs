@@ -10,7 +10,7 @@ use realm_core::{
 
 use crate::{
     EngineOptions, Model, RuntimeError,
-    split::{layers_said, limits_of},
+    split::{check_blocks, layers_said, limits_of},
 };
 
 /// What a part of a model takes on its device.
@@ -131,6 +131,17 @@ impl Need {
         )
     }
 
+    /// The last layer's need, where more does not fit.
+    fn said_alone(&self, block_tokens: usize) -> String {
+        match self.fitting() {
+            Some(blocks) => format!(
+                "; with --gpu-layers 1 at most --ctx {} fits",
+                blocks.saturating_mul(block_tokens)
+            ),
+            None => format!("; the last layer alone takes {}", human(self.bytes(1))),
+        }
+    }
+
     fn taking(mut self, blocks: usize) -> DevicePlan {
         self.plan.kv_bytes = self.block_bytes.saturating_mul(blocks as u64);
         self.plan
@@ -248,6 +259,7 @@ fn split_needs(
     backends: [&dyn Backend; 2],
     options: &EngineOptions,
 ) -> Result<[Need; 2], RuntimeError> {
+    check_blocks(backends[0].info(), backends[1].info())?;
     let cut = cut(graph, layer)?;
     let limits = limits(options);
     let need = |part: usize, graph: &Graph, layers: Range<usize>| {
@@ -270,43 +282,99 @@ pub(crate) enum Fit {
 /// A context that is worth keeping layers off the GPU for, where none was asked for.
 const COMMON_CONTEXT: usize = 4096;
 
-/// As many layers as fit a GPU with the context that was asked for, or with [`COMMON_CONTEXT`].
+/// What the layers from `layer` on need of a GPU.
+fn gpu_need(
+    graph: &Graph,
+    layer: usize,
+    [cpu, gpu]: [&dyn Backend; 2],
+    options: &EngineOptions,
+) -> Result<Need, RuntimeError> {
+    if layer == 0 {
+        return Need::new(gpu, graph, 0..graph.layers(), limits(options), options);
+    }
+    let [_, on_gpu] = split_needs(graph, layer, [cpu, gpu], options)?;
+    Ok(on_gpu)
+}
+
+/// As many layers as fit a GPU with the context that was asked for, or with [`COMMON_CONTEXT`];
+/// `trained` is the model's. Where a graph cannot be cut it goes to the GPU as a whole or not at all.
 ///
 /// # Errors
 /// A KV type that the model's heads cannot have.
 pub(crate) fn fit(
-    model: &Model,
+    trained: usize,
     graph: &Graph,
-    cpu: &dyn Backend,
-    gpu: &dyn Backend,
+    backends: [&dyn Backend; 2],
     options: &EngineOptions,
 ) -> Result<Fit, RuntimeError> {
-    let context = options.context.unwrap_or(model.context().min(COMMON_CONTEXT));
-    let blocks = context.div_ceil(gpu.info().kv_block_tokens).max(1);
+    let block_tokens = backends[1].info().kv_block_tokens;
+    let context = options.context.unwrap_or(trained.min(COMMON_CONTEXT));
+    let blocks = context.div_ceil(block_tokens).max(1);
     let layers = graph.layers();
-    let whole = Need::new(gpu, graph, 0..layers, limits(options), options)?;
+    let whole = gpu_need(graph, 0, backends, options)?;
     if whole.fits(blocks) {
         return Ok(Fit::Whole);
     }
     let cause = whole.said(blocks);
     // Fewer layers take less memory: the search halves the range of those that may fit.
     let (mut low, mut high) = (1, layers);
+    let mut no_cut = None;
+    let mut last = None;
     while low < high {
         let middle = low.midpoint(high);
-        let [_, on_gpu] = split_needs(graph, middle, [cpu, gpu], options)?;
-        if on_gpu.fits(blocks) {
+        let fits = match gpu_need(graph, middle, backends, options) {
+            Ok(need) => {
+                let fits = need.fits(blocks);
+                last = (middle + 1 == layers).then_some(need);
+                fits
+            }
+            Err(error @ (RuntimeError::Cut(_) | RuntimeError::Device(_))) => {
+                no_cut.get_or_insert(error);
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        if fits {
             high = middle;
         } else {
             low = middle + 1;
         }
     }
-    Ok(if low < layers {
+    if low < layers {
         let on_cpu = layers_said(&(0..low));
         let s = if low == 1 { "s" } else { "" };
-        Fit::From(low, format!("{on_cpu} of {layers} run{s} on the CPU: {cause}"))
-    } else {
-        Fit::Nothing(format!("no layer fits: {cause}"))
-    })
+        return Ok(Fit::From(low, format!("{on_cpu} of {layers} run{s} on the CPU: {cause}")));
+    }
+    let part = match (no_cut, last) {
+        (Some(error), _) => format!("; {error}"),
+        (None, Some(last)) => last.said_alone(block_tokens),
+        (None, None) => String::new(),
+    };
+    Ok(Fit::Nothing(format!("no layer fits: {cause}{part}")))
+}
+
+/// Why the layers from `layer` on, asked for by number, do not fit a GPU with the context that was
+/// asked for, or with any; `None` where they do.
+///
+/// # Errors
+/// As [`MemoryPlan::split`].
+pub(crate) fn too_many(
+    graph: &Graph,
+    layer: usize,
+    backends: [&dyn Backend; 2],
+    options: &EngineOptions,
+) -> Result<Option<String>, RuntimeError> {
+    let need = gpu_need(graph, layer, backends, options)?;
+    let block_tokens = backends[1].info().kv_block_tokens;
+    let blocks = options.context.map_or(1, |context| context.div_ceil(block_tokens).max(1));
+    Ok((!need.fits(blocks)).then(|| match need.fitting() {
+        Some(most) => format!(
+            "{}; at most --ctx {} fits beside them",
+            need.said(blocks),
+            most.saturating_mul(block_tokens)
+        ),
+        None => need.said(blocks),
+    }))
 }
 
 /// Bytes as people read them.
@@ -318,3 +386,6 @@ pub fn human(bytes: u64) -> String {
         _ => format!("{:.1} kB", bytes / 1e3),
     }
 }
+
+#[cfg(test)]
+mod tests;

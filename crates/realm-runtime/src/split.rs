@@ -41,12 +41,7 @@ impl SplitBackend {
     ) -> Result<Self, RuntimeError> {
         let Cut { first: before, second: after, .. } = cut(graph, layer)?;
         let (a, b) = (first.info(), second.info());
-        if a.kv_block_tokens != b.kv_block_tokens {
-            return Err(RuntimeError::Device(format!(
-                "a model cannot be split between {} and {}: their KV blocks hold {} and {} tokens",
-                a.name, b.name, a.kv_block_tokens, b.kv_block_tokens
-            )));
-        }
+        check_blocks(a, b)?;
         let info = DeviceInfo {
             name: format!("{}+{}", b.name, a.name),
             description: format!(
@@ -86,6 +81,17 @@ impl SplitBackend {
             why: error.to_string(),
         })
     }
+}
+
+/// Refuses devices whose KV blocks differ in size.
+pub(crate) fn check_blocks(a: &DeviceInfo, b: &DeviceInfo) -> Result<(), RuntimeError> {
+    if a.kv_block_tokens == b.kv_block_tokens {
+        return Ok(());
+    }
+    Err(RuntimeError::Device(format!(
+        "a model cannot be split between {} and {}: their KV blocks hold {} and {} tokens",
+        a.name, b.name, a.kv_block_tokens, b.kv_block_tokens
+    )))
 }
 
 /// `layer 3`, `layers 0 to 11`.
@@ -192,13 +198,17 @@ impl Backend for SplitBackend {
     }
 
     fn workspace_bytes(&self, graph: &Graph, options: &CompileOptions) -> usize {
-        let Ok(Cut { first, second, .. }) = self.cut(graph) else { return 0 };
-        let parts = [first, second].into_iter().enumerate();
-        let bytes = parts.map(|(at, part)| {
-            let options = CompileOptions { limits: limits_of(at, options.limits), ..*options };
-            self.parts[at].workspace_bytes(&part.graph, &options)
-        });
-        bytes.sum()
+        let bytes = |part: usize, graph: &Graph| {
+            let options = CompileOptions { limits: limits_of(part, options.limits), ..*options };
+            self.parts[part].workspace_bytes(graph, &options)
+        };
+        match self.cut(graph) {
+            Ok(Cut { first, second, .. }) => {
+                bytes(0, &first.graph).saturating_add(bytes(1, &second.graph))
+            }
+            // A part takes no more than the whole graph does.
+            Err(_) => bytes(0, graph).saturating_add(bytes(1, graph)),
+        }
     }
 
     fn compile(

@@ -99,8 +99,12 @@ impl Engine {
     /// gives none. Where the device computes on its own, the next step is under way when this returns.
     ///
     /// # Errors
-    /// The device's failure; logits that are no numbers, which ends the step's sequences.
+    /// The device's failure. Logits that are no numbers, which ends the sequences that the error names;
+    /// the others go on, and the next call gives the tokens that they got in this step.
     pub fn step(&mut self) -> Result<Vec<Event>, RuntimeError> {
+        if !self.pending.is_empty() {
+            return Ok(std::mem::take(&mut self.pending));
+        }
         self.finish_surplus()?;
         let current = match self.under_way.take() {
             Some(step) => step,
@@ -128,13 +132,37 @@ impl Engine {
         for (total, seconds) in self.node_seconds.iter_mut().zip(&output.node_seconds) {
             *total += seconds;
         }
-        if output.sampled.contains(&NO_TOKEN) {
-            for Rows { sequence, .. } in rows {
-                self.scheduler.end(sequence, self.under_way.as_mut());
-            }
-            return Err(RuntimeError::NotNumbers { precision: self.precision() });
+        let broken = self.broken(&rows, &output.sampled);
+        if broken.iter().any(|&id| self.under_way.as_ref().is_some_and(|step| step.computes(id))) {
+            self.drop_next();
         }
-        Ok(self.advance(&rows, &output.sampled))
+        for &id in &broken {
+            self.scheduler.end(id, None);
+        }
+        let events = self.advance(&rows, &output.sampled);
+        if broken.is_empty() {
+            return Ok(events);
+        }
+        self.pending = events;
+        Err(RuntimeError::NotNumbers { precision: self.precision(), sequences: broken })
+    }
+
+    /// The sequences that a step found no token for. One that ended while the step was under way is
+    /// none of them.
+    fn broken(&mut self, rows: &[Rows], sampled: &[u32]) -> Vec<SequenceId> {
+        let choosing = rows.iter().filter(|rows| rows.chooses).zip(sampled);
+        let lost = choosing.filter(|(_, token)| **token == NO_TOKEN).map(|(rows, _)| rows.sequence);
+        lost.filter(|&id| self.scheduler.find(id).is_some()).collect()
+    }
+
+    /// Waits for the step started ahead and forgets it: it took a token that does not exist, so that
+    /// its results mean nothing. Its other sequences compute their rows again.
+    fn drop_next(&mut self) {
+        let Some(UnderWay { step, rows, held }) = self.under_way.take() else { return };
+        // Where it failed, the device does so again in the step that takes its place.
+        _ = step.read();
+        self.free(held);
+        self.rewind(&rows);
     }
 
     /// Starts the next step; `None` where there is nothing to compute. `previous` is the step under
@@ -219,12 +247,18 @@ impl Engine {
     fn take_back(&mut self, failed: &[Rows]) {
         let after = self.under_way.take();
         let (rows, held) = after.map_or((Vec::new(), Vec::new()), |step| (step.rows, step.held));
-        for Rows { sequence, count, chooses } in rows.iter().chain(failed) {
+        self.rewind(&rows);
+        self.rewind(failed);
+        self.free(held);
+    }
+
+    /// Rows are to be computed again.
+    fn rewind(&mut self, rows: &[Rows]) {
+        for Rows { sequence, count, chooses } in rows {
             if let Some(sequence) = self.scheduler.find(*sequence) {
                 sequence.cached -= count;
                 sequence.choosing -= usize::from(*chooses);
             }
         }
-        self.free(held);
     }
 }

@@ -8,7 +8,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use common::{VOCABULARY, model, model_with, pretend::Pretend};
+use common::{VOCABULARY, model, model_breaking_at, model_with, pretend::Pretend};
 use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::random::Random;
 use realm_core::{DType, backend::Backend, reference::ReferenceBackend};
@@ -193,6 +193,53 @@ fn logits_that_are_no_numbers_end_their_sequences() {
         let error = engine.step().unwrap_err();
         assert!(matches!(error, RuntimeError::NotNumbers { .. }), "{error}");
         assert!(engine.is_idle());
+    }
+}
+
+/// A fails in a step with B while the next one, with C's prompt in it, is under way already.
+#[test]
+fn a_sequence_without_a_token_ends_alone() {
+    const BROKEN: u32 = 17;
+    let seed = Random::fresh_seed();
+    println!("REALM_SEED={seed}");
+    let model = model_breaking_at(seed, BROKEN as usize);
+    let sampled = SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.0, seed };
+    let request = |prompt: &[u32], sampling| {
+        let prompt = prompt.to_vec();
+        Request { prompt, max_tokens: 9, sampling, stop_tokens: vec![] }
+    };
+    let a = request(&[3, BROKEN, 4], SamplingParams::GREEDY);
+    let b = request(&[5, 6, 7], SamplingParams::GREEDY);
+    let c = request(&[9, 8, 7, 6], sampled);
+    let mut plain = engine(&model, cpu(), 1, 512);
+    let alone = [&b, &c].map(|request| {
+        let id = plain.submit(request.clone()).unwrap();
+        finish(&mut plain, |_, _| {}).remove(&id).unwrap()
+    });
+    // Refused as the CPU does it, computed as a GPU does it, and not started ahead at all.
+    for (asynchronous, stand_in) in
+        [(true, None), (true, Some(BROKEN)), (true, Some(1)), (false, None)]
+    {
+        let mut pretend = Pretend::new(cpu(), "pretend");
+        pretend.stand_in = stand_in;
+        let pretend = Arc::new(if asynchronous { pretend.asynchronous() } else { pretend });
+        let mut engine = engine(&model, pretend.clone(), 3, 6);
+        let [of_a, of_b, of_c] =
+            [&a, &b, &c].map(|request| engine.submit(request.clone()).unwrap());
+        let error = engine.step().unwrap_err();
+        let RuntimeError::NotNumbers { sequences, .. } = &error else { panic!("{error}") };
+        assert_eq!(sequences[..], [of_a]);
+        let both = if stand_in.is_some() { 2 } else { 1 };
+        assert_eq!(pretend.watch.steps.load(Relaxed), both, "the next step was under way or not");
+        assert!(!engine.cancel(of_a), "it has ended");
+        let mut texts = finish(&mut engine, |_, _| {});
+        assert_eq!([of_b, of_c].map(|id| texts.remove(&id).unwrap()), alone);
+        assert!(texts.is_empty(), "{texts:?}");
+        // What A left in its blocks harms nobody.
+        let ids = [&c, &b, &b].map(|request| engine.submit(request.clone()).unwrap());
+        let mut texts = finish(&mut engine, |_, _| {});
+        let [of_b, of_c] = &alone;
+        assert_eq!(ids.map(|id| texts.remove(&id).unwrap()), [of_c, of_b, of_b].map(Clone::clone));
     }
 }
 

@@ -10,12 +10,12 @@ use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::{random::Random, run::distance};
 use realm_core::{
     DType, Graph,
-    backend::{Backend, KvType, Precision},
+    backend::{Backend, CompileOptions, KvType, Limits, Precision},
     fuse::fuse,
     reference::ReferenceBackend,
 };
 use realm_runtime::{
-    Engine, EngineOptions, Model, Request, RuntimeError, SamplingParams, SplitBackend,
+    Engine, EngineOptions, Loaded, Model, Request, RuntimeError, SamplingParams, SplitBackend,
     device::{Device, DeviceOptions},
     memory::MemoryPlan,
 };
@@ -205,7 +205,8 @@ fn results_of(mut device: Device, model: &Model) -> Vec<u32> {
     let placement = device.place(model, &options()).unwrap();
     let mut seen = Vec::new();
     let mut progress = |progress| seen.push(progress);
-    let mut engine = device.load(model, placement, &mut progress).unwrap().engine;
+    let loaded = device.load(model, placement, &mut progress).unwrap();
+    let Loaded::Engine(mut engine) = loaded else { panic!("the device failed") };
     let last = seen.last().unwrap();
     assert!(last.loaded == last.total && seen.is_sorted_by_key(|progress| progress.loaded));
     let sampling = SamplingParams::GREEDY;
@@ -249,13 +250,162 @@ fn a_card_that_fills_up_while_loading_is_left_for_the_cpu_by_auto_alone() {
             assert_eq!(loaded.is_ok(), falls_back);
             assert_eq!(device.is_cpu(), falls_back);
             let said = match loaded {
-                Ok(loaded) => {
-                    assert_eq!(loaded.engine.backend().info().name, "cpu");
-                    loaded.note.unwrap()
+                Ok(Loaded::Moved(placement)) => {
+                    assert_eq!(placement.memory().devices[0].device, "cpu");
+                    let said = placement.notes().join("|");
+                    // Nobody has to choose another device: one was chosen.
+                    assert!(!said.contains("--device"), "{said}");
+                    let loaded = device.load(&model, placement, &mut |_| {}).unwrap();
+                    assert!(matches!(loaded, Loaded::Engine(_)));
+                    said
                 }
+                Ok(Loaded::Engine(_)) => panic!("a full card was loaded"),
                 Err(error) => error.to_string(),
             };
             assert!(said.contains("gpu:0 is out of memory") && !said.contains('\n'), "{said}");
         }
     }
+}
+
+/// A device without room, one that fills up, one that cannot be opened, and one more.
+fn row_of(last: fn() -> Pretend, options: DeviceOptions) -> Device {
+    let full = || Ok(Arc::new(gpu(Some(0)).named("gpu:1")) as Arc<dyn Backend>);
+    let fills_up = || {
+        let mut gpu = gpu(None).named("gpu:2");
+        gpu.fails_after = Some(3);
+        Ok(Arc::new(gpu) as Arc<dyn Backend>)
+    };
+    let broken = || Err("gpu:3: no kernels".to_owned());
+    let last = move || Ok(Arc::new(last()) as Arc<dyn Backend>);
+    device(gpu(Some(0)), options).then(full).then(fills_up).then(broken).then(last)
+}
+
+/// Loads a model on the first device that takes it; everything that was said on the way.
+fn load(device: &mut Device, model: &Model) -> Result<(Engine, Vec<String>), RuntimeError> {
+    let mut placement = device.place(model, &options())?;
+    let mut said = Vec::new();
+    loop {
+        said.extend(placement.notes().iter().cloned());
+        match device.load(model, placement, &mut |_| {})? {
+            Loaded::Engine(engine) => return Ok((*engine, said)),
+            Loaded::Moved(next) => placement = next,
+        }
+    }
+}
+
+#[test]
+fn after_a_full_card_the_next_one_is_tried() {
+    let model = model_of(6, DType::F32, LAYERS);
+    let good = || gpu(None).named("gpu:4");
+    let named = DeviceOptions { name: "gpu".into(), ..DeviceOptions::default() };
+    let required = DeviceOptions { require_gpu: true, ..DeviceOptions::default() };
+    for wanted in [DeviceOptions::default(), named.clone(), required.clone()] {
+        for gpu_layers in [None, Some(2)] {
+            let wanted = DeviceOptions { gpu_layers, ..wanted.clone() };
+            let mut device = row_of(good, wanted);
+            let (engine, said) = load(&mut device, &model).unwrap();
+            assert!(engine.backend().info().name.starts_with("gpu:4"));
+            let starts =
+                ["gpu:0 is not used: ", "gpu:1 is not used: ", "the model goes to gpu:4: "];
+            for start in starts {
+                let lines = said.iter().filter(|line| line.starts_with(start));
+                assert_eq!(lines.count(), 1, "{start:?} in {said:#?}");
+            }
+            assert!(said.iter().any(|line| line == "passed over: gpu:3: no kernels"), "{said:#?}");
+            assert!(said.iter().all(|line| !line.contains('\n')));
+        }
+    }
+    // None takes it: the CPU where that may be, else an error.
+    let full = || gpu(Some(0)).named("gpu:4");
+    let (engine, said) = load(&mut row_of(full, DeviceOptions::default()), &model).unwrap();
+    assert_eq!(engine.backend().info().name, "cpu");
+    let why = "the model runs on the CPU: gpu:2 is out of memory";
+    assert!(said.iter().any(|line| line.starts_with(why)), "{said:#?}");
+    assert!(said.iter().any(|line| line.starts_with("gpu:4 is not used")), "{said:#?}");
+    for wanted in [named, required] {
+        let error = load(&mut row_of(full, wanted), &model).err().unwrap().to_string();
+        for part in ["gpu:2 is out of memory", "no layer fits", "gpu:4, which has"] {
+            assert!(error.contains(part) && !error.contains('\n'), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_named_gpu_without_room_is_an_error() {
+    let model = model_of(7, DType::F32, LAYERS);
+    let named = DeviceOptions { name: "gpu:0".into(), ..DeviceOptions::default() };
+    let whole = MemoryPlan::new(&model, &fused(&model), &*cpu(), &options()).unwrap();
+    for room in [0, whole.workspace_bytes()] {
+        let mut device = device(gpu(Some(room)), named.clone());
+        let error = device.place(&model, &options()).err().unwrap().to_string();
+        for part in ["no layer fits", "gpu:0, which has", "--device auto", "the last layer alone"] {
+            assert!(error.contains(part) && !error.contains('\n'), "{error}");
+        }
+        assert!(!device.is_cpu());
+    }
+    // One layer fits with less context than was asked for: how much is said, and true.
+    let wide = EngineOptions { context: Some(20_000), ..options() };
+    let room = whole.total_bytes();
+    let error = device(gpu(Some(room)), named.clone()).place(&model, &wide).err().unwrap();
+    let error = error.to_string();
+    let most = error.split("--gpu-layers 1 at most --ctx ").nth(1).expect(&error);
+    let most: usize = most.split(' ').next().unwrap().parse().unwrap();
+    let one = DeviceOptions { gpu_layers: Some(1), ..named };
+    for (context, fits) in [(most, true), (most + 1, false)] {
+        let options = EngineOptions { context: Some(context), ..options() };
+        let placed = device(gpu(Some(room)), one.clone()).place(&model, &options);
+        assert_eq!(placed.is_ok(), fits, "{context} of {most}");
+    }
+}
+
+#[test]
+fn too_many_layers_asked_for_are_said_to_be() {
+    let model = model_of(8, DType::F32, LAYERS);
+    for name in ["auto", "gpu:0"] {
+        for wanted in [2, LAYERS, 99] {
+            let options = DeviceOptions {
+                name: name.into(),
+                gpu_layers: Some(wanted),
+                ..DeviceOptions::default()
+            };
+            let mut device = device(gpu(Some(1000)), options);
+            let error = device.place(&model, &self::options()).err().unwrap().to_string();
+            assert!(error.contains("fewer --gpu-layers"), "{error}");
+            assert!(!error.contains("smaller file") && !error.contains('\n'), "{error}");
+        }
+    }
+}
+
+#[test]
+fn a_gpu_that_does_not_tell_its_memory_is_said_to_be_one() {
+    let model = model_of(9, DType::F32, 2);
+    let mut device = device(gpu(None).silent(), DeviceOptions::default());
+    let placement = device.place(&model, &options()).unwrap();
+    assert!(placement.notes()[0].contains("gpu:0 does not tell its free memory"));
+}
+
+#[test]
+fn devices_that_cannot_share_a_model_leave_it_to_one() {
+    let model = model_of(10, DType::F32, LAYERS);
+    let other = Pretend::new(Arc::new(ReferenceBackend::new(16)), "gpu:0");
+    let mut device = device(other.room(50_000), DeviceOptions::default());
+    let placement = device.place(&model, &options()).unwrap();
+    assert!(device.is_cpu());
+    let note = &placement.notes()[0];
+    assert!(
+        note.contains("no layer fits") && note.contains("16 and 64 tokens")
+            || note.contains("64 and 16 tokens"),
+        "{note}"
+    );
+}
+
+#[test]
+fn work_memory_of_a_graph_that_is_not_the_splits_is_no_less_than_its_own() {
+    let graph = fused(&model_of(11, DType::F32, LAYERS));
+    let split = SplitBackend::new(&graph, LAYERS - 1, cpu(), cpu()).unwrap();
+    let other = fused(&model_of(11, DType::F32, 1));
+    let limits = Limits { tokens: 9, outputs: 2, sequences: 2 };
+    let compile = CompileOptions { limits, precision: Precision::F32, poison: false };
+    let own = cpu().workspace_bytes(&other, &compile);
+    assert!(own > 0 && split.workspace_bytes(&other, &compile) >= own);
 }

@@ -16,6 +16,9 @@ fn cpu() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }))
 }
 
+/// Parts of the contract that are tried with graphs without layers, which cannot be split.
+const WHOLE: [&str; 2] = ["contract/given-rows", "contract/no-token"];
+
 /// The suite's model has two layers: one goes to each device.
 fn split(first: Arc<dyn Backend>, second: Arc<dyn Backend>) -> Arc<dyn Backend> {
     let case = model::sampling_llama(&mut Random::new(1), DType::Q8_0);
@@ -30,11 +33,25 @@ fn main() -> ExitCode {
     }
     let reference = || Arc::new(ReferenceBackend::new(64));
     let mut trials = Vec::new();
-    for (variant, backend) in [
+    let mut devices = vec![
         ("split", split(cpu(), cpu())),
         ("split-reference-cpu", split(reference(), cpu())),
         ("split-cpu-reference", split(cpu(), reference())),
-    ] {
+    ];
+    match realm_compute_gpu::open_cuda_emulated(seed) {
+        Ok(gpu) => devices.push(("split-cpu-cuda-emulated", split(cpu(), gpu))),
+        Err(reason) => {
+            let required = std::env::var("REALM_REQUIRE").unwrap_or_default();
+            let must = required.split(',').any(|item| item.trim() == "cuda-emulated");
+            let name = format!("split-cpu-cuda-emulated skipped: {reason}");
+            let trial = Trial::test(name, move || Err(Failed::from(reason.to_string())));
+            trials.push(trial.with_ignored_flag(!must));
+        }
+    }
+    if !arguments.list {
+        println!("{}: each device alone has these", WHOLE.join(", "));
+    }
+    for (variant, backend) in devices {
         for case in model::cases(&mut Random::new(seed).named("model")) {
             let backend = backend.clone();
             trials.push(Trial::test(format!("{variant}/{}", case.name), move || {
@@ -42,10 +59,9 @@ fn main() -> ExitCode {
             }));
         }
         trials.extend(invariance::trials(variant, &backend, seed));
-        // Some are about graphs of their own, without layers.
-        let whole = ["given-rows", "no-token"].map(|name| format!("{variant}/contract/{name}"));
         let contract = contract::trials(variant, &backend).into_iter();
-        trials.extend(contract.filter(|trial| !whole.iter().any(|name| name == trial.name())));
+        trials
+            .extend(contract.filter(|trial| !WHOLE.iter().any(|end| trial.name().ends_with(end))));
     }
     libtest_mimic::run(&arguments, trials).exit_code()
 }

@@ -1,20 +1,15 @@
 // Attention of a few rows over the paged cache. A block takes one split of one row, a KV head and up to
-// HEADS of its query heads; each of its warps takes every WARPS-th piece of the split's tokens
-// and keeps a softmax of its own, in f32.
-//
-// A warp looks at 32 / LANES tokens side by side: a lane holds SIZE elements of its token's key, then of
-// its value, and the same elements of the queries and of the sums in registers. Every lane copies what
-// it reads itself, a few pieces ahead, through a ring in shared memory. The lanes' shares of a score are
-// added so that each lane ends with one score, of its own token and head: exponentials are computed once.
+// HEADS of its query heads; each of its warps takes every WARPS-th piece of the split's tokens and keeps a
+// softmax of its own, in f32. Pieces come, a few ahead, through a ring in shared memory.
 //
 // Everything is fixed by the position in the sequence: splits, pieces, the order of sums. So a row's bits
 // depend on its own sequence alone.
 #include "attention.cuh"
-#include "attention_stream.cuh"
-
-// A score may exceed the reference by this much before the sums are taken relative to a new one: sums
-// grow by e^8 at most, and in f32 nothing is lost.
-constexpr float LEEWAY = 8.0f;
+#ifdef KV_F32
+#include "attention_lanes.cuh"
+#else
+#include "attention_tensor.cuh"
+#endif
 
 // Whether the cache is read before the kernel's predecessor has ended, as far as it is older than the
 // step. The emulated device knows only that kernels write to the cache, and refuses.
@@ -23,152 +18,6 @@ constexpr bool EARLY = false;
 #else
 constexpr bool EARLY = true;
 #endif
-
-// The lane of a group that `reduce` gives a score to.
-template <u32 COUNT>
-DEVICE u32 holder(u32 score) {
-    u32 lane = 0;
-#pragma unroll
-    for (u32 bit = 1, half = COUNT / 2; half > 0; bit *= 2, half /= 2) {
-        if (score & half) lane |= bit;
-    }
-    return lane;
-}
-
-// The score that `reduce` gives a lane.
-template <u32 COUNT>
-DEVICE u32 held(u32 lane) {
-    u32 score = 0;
-#pragma unroll
-    for (u32 bit = 1, half = COUNT / 2; half > 0; bit *= 2, half /= 2) {
-        if (lane & bit) score |= half;
-    }
-    return score;
-}
-
-// Adds the shares that a group's lanes have of COUNT scores. Each exchange halves the scores that a lane
-// goes on with: HALF is what is left of them, BIT the exchange.
-template <u32 LANES, u32 HALF, u32 BIT = 1, u32 COUNT>
-DEVICE float reduce(float (&s)[COUNT]) {
-    if constexpr (HALF > 0) {
-        const bool upper = lane() & BIT;
-#pragma unroll
-        for (u32 i = 0; i < HALF; i++) {
-            const float low = s[i], high = s[i + HALF];
-            s[i] = (upper ? high : low) + shuffle_xor(upper ? low : high, BIT);
-        }
-        return reduce<LANES, HALF / 2, BIT * 2>(s);
-    } else if constexpr (BIT < LANES) {
-        s[0] += shuffle_xor(s[0], BIT);
-        return reduce<LANES, 0, BIT * 2>(s);
-    } else {
-        return s[0];
-    }
-}
-
-// A softmax under way: of a group's tokens, HEADS heads. A lane keeps the reference and the total of the
-// one head whose scores it is given, the total of its own tokens only.
-template <class S>
-struct Softmax {
-    float sums[S::HEADS][S::SIZE];
-    float reference;
-    float total;
-
-    // Scores become weights relative to the reference.
-    DEVICE void weigh(float (&scores)[S::ROUNDS]) {
-        float most = scores[0];
-#pragma unroll
-        for (u32 round = 1; round < S::ROUNDS; round++) most = fmaxf(most, scores[round]);
-#pragma unroll
-        for (u32 bit = 1; bit < S::TOKENS; bit *= 2) most = fmaxf(most, shuffle_xor(most, bit));
-        const bool raise = most > reference + LEEWAY;
-        if (any(raise)) {
-            const float factor = raise ? expf(reference - most) : 1.0f;
-            reference = raise ? most : reference;
-            total *= factor;
-#pragma unroll
-            for (u32 head = 0; head < S::HEADS; head++) {
-                const float of_head = from_holder(factor, head);
-#pragma unroll
-                for (u32 i = 0; i < S::SIZE; i++) sums[head][i] *= of_head;
-            }
-        }
-#pragma unroll
-        for (u32 round = 0; round < S::ROUNDS; round++) {
-            scores[round] = scores[round] == NOTHING ? 0.0f : expf(scores[round] - reference);
-            total += scores[round];
-        }
-    }
-
-    static DEVICE float from_holder(float value, u32 score) {
-        return shuffle(value, lane() / S::LANES * S::LANES + holder<S::SCORES>(score));
-    }
-};
-
-template <class S>
-DEVICE void score(const AttentionParams& p, const Stream<S>& stream, u32 half,
-                  const float (&query)[S::HEADS][S::SIZE], float (&scores)[S::ROUNDS]) {
-    const u32 mine = held<S::SCORES>(lane() % S::LANES) / S::HEADS;
-    const u32 token = stream.piece(half) * S::PIECE + lane() / S::LANES;
-#pragma unroll
-    for (u32 round = 0; round < S::ROUNDS; round++) {
-        float shares[S::SCORES];
-#pragma unroll
-        for (u32 i = 0; i < S::TOKENS; i++) {
-            float* share = shares + i * S::HEADS;
-#pragma unroll
-            for (u32 head = 0; head < S::HEADS; head++) share[head] = 0.0f;
-#pragma unroll
-            for (u32 unit = 0; unit < S::UNITS; unit++) {
-                float key[S::UNIT];
-                const float scale = stream.load(key, half, round * S::TOKENS + i, unit);
-#pragma unroll
-                for (u32 head = 0; head < S::HEADS; head++) {
-                    float dot = Cache::SCALED ? 0.0f : share[head];
-#pragma unroll
-                    for (u32 e = 0; e < S::UNIT; e++) {
-                        dot = fmaf(query[head][unit * S::UNIT + e], key[e], dot);
-                    }
-                    share[head] = Cache::SCALED ? fmaf(scale, dot, share[head]) : dot;
-                }
-            }
-        }
-        float value = reduce<S::LANES, S::SCORES / 2>(shares) * p.scale;
-        if (p.soft_cap > 0.0f) value = p.soft_cap * tanhf(value / p.soft_cap);
-        const u32 at = token + (round * S::TOKENS + mine) * S::GROUPS;
-        scores[round] = stream.is_seen(at) ? value : NOTHING;
-    }
-}
-
-template <class S>
-DEVICE void add_values(const Stream<S>& stream, u32 half, const float (&weights)[S::ROUNDS],
-                       Softmax<S>& softmax) {
-#pragma unroll
-    for (u32 round = 0; round < S::ROUNDS; round++) {
-#pragma unroll
-        for (u32 i = 0; i < S::TOKENS; i++) {
-            float weight[S::HEADS];
-#pragma unroll
-            for (u32 head = 0; head < S::HEADS; head++) {
-                weight[head] = softmax.from_holder(weights[round], i * S::HEADS + head);
-            }
-#pragma unroll
-            for (u32 unit = 0; unit < S::UNITS; unit++) {
-                float value[S::UNIT];
-                const float scale = stream.load(value, half, round * S::TOKENS + i, unit);
-#pragma unroll
-                for (u32 head = 0; head < S::HEADS; head++) {
-                    const float factor = Cache::SCALED ? weight[head] * scale : weight[head];
-#pragma unroll
-                    for (u32 e = 0; e < S::UNIT; e++) {
-                        float& sum = softmax.sums[head][unit * S::UNIT + e];
-                        sum = fmaf(factor, value[e], sum);
-                    }
-                }
-            }
-        }
-    }
-}
 
 // Which row, split and heads a block has.
 struct Place {
@@ -181,35 +30,17 @@ struct Place {
 };
 
 // Adds the block's softmaxes in order; stores the split, or the result where it is all there is.
-template <class S>
-DEVICE void merge_block(const AttentionParams& p, const Place* kept, const Softmax<S>& softmax) {
+template <class S, class Warp>
+DEVICE void merge_block(const AttentionParams& p, const Place* kept, const Warp& own) {
     float* sums = reinterpret_cast<float*>(dynamic_shared());
     float* references = sums + S::PARTS * S::HEADS * S::DIM;
     float* totals = references + S::PARTS * S::HEADS;
     float* weights = totals + S::PARTS * S::HEADS;
 
-    float total = softmax.total;
-#pragma unroll
-    for (u32 bit = 1; bit < S::TOKENS; bit *= 2) total += shuffle_xor(total, bit);
     // The ring is not needed any more.
     sync_block();
     const Place place = *kept;
-    const u32 part = thread_index() / S::LANES, in_group = lane() % S::LANES;
-    if (in_group < S::SCORES && held<S::SCORES>(in_group) < S::HEADS) {
-        const u32 at = part * S::HEADS + held<S::SCORES>(in_group);
-        references[at] = softmax.reference;
-        totals[at] = total;
-    }
-#pragma unroll
-    for (u32 head = 0; head < S::HEADS; head++) {
-        float* to = sums + (part * S::HEADS + head) * S::DIM;
-#pragma unroll
-        for (u32 i = 0; i < S::SIZE; i += 4) {
-            const float* from = softmax.sums[head] + i;
-            const u32 at = Stream<S>::element(i / S::UNIT) + i % S::UNIT;
-            *reinterpret_cast<f32x4*>(to + at) = {from[0], from[1], from[2], from[3]};
-        }
-    }
+    own.put(sums, references, totals);
     sync_block();
     const u32 thread = thread_index();
     if (thread < S::PARTS * S::HEADS) {
@@ -249,9 +80,8 @@ DEVICE void merge_block(const AttentionParams& p, const Place* kept, const Softm
     }
 }
 
-template <u32 WARPS, u32 LANES, u32 SIZE, u32 HEADS>
+template <class S, class Warp>
 DEVICE void attend(const AttentionParams& p) {
-    using S = Shape<WARPS, LANES, SIZE, HEADS>;
     const u32 subset = block_y() % p.subsets;
     Unit unit = {block_z(), block_x()};
     if (p.splits == 0) unit = find_unit(p, block_x());
@@ -259,8 +89,8 @@ DEVICE void attend(const AttentionParams& p) {
     place.unit = block_z() * p.splits + block_x();
     place.row = p.first_row + unit.slot;
     place.kv_head = block_y() / p.subsets;
-    place.head = place.kv_head * p.group + subset * HEADS;
-    place.heads = min(p.group - subset * HEADS, HEADS);
+    place.head = place.kv_head * p.group + subset * S::HEADS;
+    place.heads = min(p.group - subset * S::HEADS, S::HEADS);
     if (place.row >= p.step.counts->rows) return wait_for_predecessor();
 
     const Row row = p.step.rows[place.row];
@@ -274,14 +104,14 @@ DEVICE void attend(const AttentionParams& p) {
     stream.keys = p.kv.keys + size_t(place.kv_head) * p.kv.tile_bytes;
     stream.values = p.kv.values + size_t(place.kv_head) * p.kv.tile_bytes;
     stream.block_bytes = p.kv.kv_heads * p.kv.tile_bytes;
-    stream.ring = dynamic_shared() + warp() * SLOTS * S::SLOT_BYTES;
+    stream.ring = dynamic_shared() + warp() * S::SLOTS * S::SLOT_BYTES;
     stream.row_bytes = p.kv.head_dim * Cache::BYTES;
     stream.head_dim = p.kv.head_dim;
     stream.start = start < end ? start - base : 0;
     stream.end = start < end ? end - base : 0;
     // From the piece of the first token on, the warp's first one.
     const u32 before = stream.start / S::PIECE;
-    stream.first = before + (warp() - before) % WARPS;
+    stream.first = before + (warp() - before) % S::WARPS;
     stream.block = 0;
     const u32 position = base + lane() * KV_BLOCK_TOKENS;
     if (lane() < SPLIT / KV_BLOCK_TOKENS && position < end && position + KV_BLOCK_TOKENS > start) {
@@ -295,48 +125,22 @@ DEVICE void attend(const AttentionParams& p) {
     const u32 old = first_row && row.position > base ? row.position - base : 0;
     u32 fetched = 0;
     if (!EARLY) wait_for_predecessor();
-    while (fetched < SLOTS && (stream.piece(fetched) + 1) * S::PIECE <= old) {
+    while (fetched < S::SLOTS && (stream.piece(fetched) + 1) * S::PIECE <= old) {
         stream.fetch(fetched++);
     }
     if (EARLY) wait_for_predecessor();
-    while (fetched < SLOTS) stream.fetch(fetched++);
+    while (fetched < S::SLOTS) stream.fetch(fetched++);
     let_successor_start();
 
     // Not in registers, of which the loop has none to spare.
     SHARED(Place, kept, 1);
     if (thread_index() == 0) *kept = place;
 
-    float query[HEADS][SIZE];
-    Softmax<S> softmax;
-    softmax.reference = NOTHING;
-    softmax.total = 0.0f;
-    const float* from = p.query + (size_t(place.row) * p.heads + place.head) * p.kv.head_dim;
-#pragma unroll
-    for (u32 head = 0; head < HEADS; head++) {
-#pragma unroll
-        for (u32 i = 0; i < SIZE; i += 4) {
-            const u32 at = stream.element(i / S::UNIT) + i % S::UNIT;
-            f32x4 v = {0.0f, 0.0f, 0.0f, 0.0f};
-            if (head < place.heads && at < p.kv.head_dim) {
-                v = *reinterpret_cast<const f32x4*>(from + head * p.kv.head_dim + at);
-            }
-            query[head][i] = v.x, query[head][i + 1] = v.y;
-            query[head][i + 2] = v.z, query[head][i + 3] = v.w;
-            for (u32 j = i; j < i + 4; j++) softmax.sums[head][j] = 0.0f;
-        }
-    }
-    for (u32 half = 0; stream.is_there(half); half += 2) {
-        float weights[S::ROUNDS];
-        stream.arrive();
-        score<S>(p, stream, half, query, weights);
-        stream.leave(half);
-        softmax.weigh(weights);
-        stream.arrive();
-        add_values<S>(stream, half + 1, weights, softmax);
-        stream.leave(half + 1);
-    }
+    Warp own;
+    own.load(p, place.row, place.head, place.heads);
+    own.run(p, stream);
     wait_async<0>();
-    merge_block<S>(p, kept, softmax);
+    merge_block<S>(p, kept, own);
     if (p.direct && block_y() == 0) {
         store_zeros(p.target, kept->row, p.heads * p.kv.head_dim, thread_index(), thread_count());
     }
@@ -346,28 +150,34 @@ DEVICE void attend(const AttentionParams& p) {
 #define NAME(kv, dim, heads) NAME_OF(kv, dim, heads)
 #define NAME_MERGE_OF(kv) attention_##kv##_merge
 #define NAME_MERGE(kv) NAME_MERGE_OF(kv)
-// Heads of up to `dim` elements, up to `heads` query heads a block, and how many blocks a multiprocessor
-// shall have room for: registers must suffice.
-#define ATTENTION(dim, heads, blocks, warps, lanes, size)                        \
-    KERNEL_BLOCKS(NAME(KV, dim, heads), AttentionParams, (warps) * 32, blocks) { \
-        attend<warps, lanes, size, heads>(p);                                    \
+// Heads of up to `dim` elements, up to `heads` query heads a block; `blocks` is how many blocks registers
+// shall suffice for on a multiprocessor.
+#define ATTENTION(dim, heads, blocks, Shape, Warp)                                       \
+    KERNEL_BLOCKS(NAME(KV, dim, heads), AttentionParams, (Shape::WARPS) * 32, blocks) { \
+        attend<Shape, Warp<Shape>>(p);                                                   \
     }
-// Of three blocks with eight heads, registers suffice for some.
-#if __CUDA_ARCH__ >= 900
-constexpr u32 OF_EIGHT = Cache::BYTES == 2 ? 3 : 2;
-#else
-constexpr u32 OF_EIGHT = 2;
-#endif
+#define LANES(dim, heads, blocks, warps, lanes, size)                  \
+    using Lanes##dim##_##heads = LaneShape<warps, lanes, size, heads>; \
+    ATTENTION(dim, heads, blocks, Lanes##dim##_##heads, LaneWarp)
+#define TENSOR(dim, blocks)                 \
+    using Tensor##dim = TensorShape<dim>; \
+    ATTENTION(dim, 8, blocks, Tensor##dim, TensorWarp)
 
-ATTENTION(64, 1, 2, 8, 8, 8)
-ATTENTION(64, 4, 2, 8, 8, 8)
-ATTENTION(64, 8, OF_EIGHT, 4, 8, 8)
-ATTENTION(128, 1, 2, 8, 8, 16)
-ATTENTION(128, 4, 2, 8, 16, 8)
-ATTENTION(128, 8, OF_EIGHT, 4, 16, 8)
-ATTENTION(256, 1, 2, 8, 16, 16)
-ATTENTION(256, 4, 2, 8, 32, 8)
-ATTENTION(256, 8, 2, 4, 32, 8)
+#ifdef KV_F32
+LANES(64, 1, 2, 8, 8, 8)
+LANES(64, 4, 2, 8, 8, 8)
+LANES(64, 8, 2, 4, 8, 8)
+LANES(128, 1, 2, 8, 8, 16)
+LANES(128, 4, 2, 8, 16, 8)
+LANES(128, 8, 2, 4, 16, 8)
+LANES(256, 1, 2, 8, 16, 16)
+LANES(256, 4, 2, 8, 32, 8)
+LANES(256, 8, 2, 4, 32, 8)
+#else
+TENSOR(64, 4)
+TENSOR(128, 3)
+TENSOR(256, 2)
+#endif
 
 constexpr u32 MERGE_WARPS = 8;
 

@@ -1,5 +1,6 @@
 // Norms, gated activations, sums, scalings, gathers, and the conversion to what a product reads. Results
 // are stored in the form that their reader wants.
+#include "activation.cuh"
 #include "elementwise.cuh"
 
 // Threads that norm a row together.
@@ -186,24 +187,6 @@ KERNEL(layer_norm, LayerNormParams, NORM_THREADS) {
         layer_norm_row<4>(p);
     } else {
         layer_norm_row<1>(p);
-    }
-}
-
-// realm_core::graph::ops::Activation.
-enum Activation : u32 { SILU = 0, GELU_TANH = 1, GELU = 2 };
-
-// Written so that nothing cancels where x is far below zero.
-DEVICE float activate(u32 activation, float x) {
-    switch (activation) {
-    case SILU:
-        return x / (1.0f + expf(-x));
-    case GELU_TANH: {
-        // (1 + tanh(y)) / 2 = 1 / (1 + exp(-2y)), here with 2y, y = sqrt(2/pi) (x + 0.044715 x^3).
-        const float twice = 1.5957691f * fmaf(0.044715f * x * x, x, x);
-        return x / (1.0f + expf(-twice));
-    }
-    default:
-        return 0.5f * x * erfcf(x * -0.70710678f);
     }
 }
 

@@ -16,6 +16,7 @@ DEVICE u32 word_at(const u8* at) { return *reinterpret_cast<const u32*>(at); }
 DEVICE u32x4 words_at(const u8* at) { return *reinterpret_cast<const u32x4*>(at); }
 DEVICE u32 two_bytes_at(const u8* at) { return *reinterpret_cast<const u16*>(at); }
 DEVICE float half_at(const u8* at) { return f16_value(*reinterpret_cast<const u16*>(at)); }
+
 // d · (byte i of a word − zero), rounded once. The byte becomes a part of 32768 + byte, whose
 // surplus times d has no more bits than a float: but where d is infinite, it makes the product NaN.
 DEVICE float scaled(float d, u32 bytes, u32 i, u32 zero = 0) {

@@ -9,7 +9,7 @@
 // shared       SHARED(type, name, count) dynamic_shared()
 // copies       copy_async4|8|16(shared, global) copy_async16_stream(shared, global)
 //              copy_async16_cached(shared, global) commit_async() wait_async<N>()
-//              make_arrival(barrier) copy_bulk_stream(shared, global, bytes, barrier)
+//              make_arrival(barrier) copy_bulk_stream(shared, global, bytes, barrier, again)
 //              wait_arrival(barrier, phase) load_stream16(global)
 // matrices     load_matrix_x2|x4(r, row) load_matrix_x2|x4_trans(r, row) mma_bf16|f16(d, a, b0, b1)
 // numbers      bf16_bits bf16_value f16_bits f16_value pack_bf16 pack_f16 sub_bf16x2 sub_f16x2
@@ -155,11 +155,15 @@ DEVICE void make_arrival(u64* barrier) {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
-// The whole warp calls it, with the same operands; bytes and addresses are multiples of 16.
-DEVICE void copy_bulk_stream(void* shared, const void* global, u32 bytes, u64* barrier) {
+// The whole warp calls it, with the same operands; bytes and addresses are multiples of 16. `again`:
+// other blocks read the same, so that the L2 does not give it up first.
+DEVICE void copy_bulk_stream(void* shared, const void* global, u32 bytes, u64* barrier,
+                             bool again = false) {
 #if __CUDA_ARCH__ >= 900
-    u64 policy;
+    u64 policy, normal;
     asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm("createpolicy.fractional.L2::evict_normal.b64 %0, 1.0;" : "=l"(normal));
+    if (again) policy = normal;
     asm volatile(
         "{ .reg .pred one; elect.sync _|one, 0xffffffff;"
         "@one mbarrier.arrive.expect_tx.shared.b64 _, [%3], %2;"
@@ -169,7 +173,9 @@ DEVICE void copy_bulk_stream(void* shared, const void* global, u32 bytes, u64* b
         : "memory");
 #else
     for (u32 at = 16 * lane(); at < bytes; at += 512) {
-        copy_async16_stream(static_cast<u8*>(shared) + at, static_cast<const u8*>(global) + at);
+        u8* to = static_cast<u8*>(shared) + at;
+        const u8* from = static_cast<const u8*>(global) + at;
+        again ? copy_async16(to, from) : copy_async16_stream(to, from);
     }
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier))
                  : "memory");

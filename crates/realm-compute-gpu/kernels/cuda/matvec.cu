@@ -9,19 +9,24 @@
     KERNEL(MATVEC_NAME(FORMAT, variant), MatvecParams, threads) { matvec<__VA_ARGS__>(p); }
 using Format = formats::FORMAT;
 
-// Bounds with which ptxas spills no register, and for one row stays below 48 of them: most warps of
-// a block (src/cuda/kernels/matvec.rs) are fewer.
-constexpr u32 ONE_ROW_THREADS = 640;
+// Bounds with which ptxas, which aims at the register counts that let one block more run at once,
+// spills none, and for one row takes about 48: blocks have no more warps (most_warps in
+// src/cuda/kernels/matvec.rs).
 #if FORMAT_F32 || FORMAT_F16 || FORMAT_BF16
 MATVEC(bf16_n1, 512, TensorRun<Format, InBf16, 1, false>)
 MATVEC(f16_n1, 512, TensorRun<Format, InF16, 1, false>)
-MATVEC(f32, 512, PlainRun<Format>)
+MATVEC(f32, 640, PlainRun<Format>)
 #else
 #if FORMAT_Q8_K
 // Which also serve one row.
 constexpr u32 THREADS = 512;
 #else
+#if FORMAT_Q6_K
 constexpr u32 THREADS = 384;
+#else
+constexpr u32 THREADS = 320;
+#endif
+constexpr u32 ONE_ROW_THREADS = 640;
 // One row that is one column.
 MATVEC(bf16_one, ONE_ROW_THREADS, OneRowRun<Format, InBf16, false>)
 MATVEC(f16_one, ONE_ROW_THREADS, OneRowRun<Format, InF16, false>)

@@ -2,9 +2,10 @@
 // memory, and the end of a block.
 //
 // A block has a tile of 16 weight rows. Its warps share the tile's slices of k, whose number
-// depends on the weight's shape alone: each warp sums its slices one by one, and the block adds
-// them in order.
+// depends on the weight's shape alone: each warp sums its share of them, neighbours, one by one,
+// and the block adds all in order.
 #pragma once
+#include "activation.cuh"
 #include "formats.cuh"
 #include "step.cuh"
 
@@ -21,6 +22,9 @@ struct Segment {
     u32 slices;
     u32 slice_stages;
     u32 longer_slices;
+    // Slices of a warp; so many warps, the first, have one more.
+    u32 share;
+    u32 longer_shares;
     u32 unused;
 };
 
@@ -32,7 +36,7 @@ struct MatvecParams {
     // Rows of the input a block, and columns that each takes.
     u32 group_rows;
     u32 row_columns;
-    // Stages of a warp's ring: one only where no slice has more.
+    // Stages of a warp's ring: one only where no warp has more.
     u32 ring_stages;
     // Bytes of shared memory: a stage's slot, a warp's.
     u32 slot_bytes;
@@ -42,12 +46,16 @@ struct MatvecParams {
     u32 partial_stride;
     // 0: segments, one after another in the grid. Otherwise one target, activation(first) · second.
     u32 activation;
-    u32 unused;
+    // The grid's first axis is tiles and its second groups of rows, or the other way round.
+    u32 tiles_in_x;
     Segment segments[4];
 };
 
 // A number that is the same in all lanes, so that the compiler knows it.
 DEVICE u32 uniform(u32 value) { return shuffle(value, 0); }
+
+// The block's group of rows.
+DEVICE u32 group(const MatvecParams& p) { return p.tiles_in_x ? block_y() : block_x(); }
 
 // Where a warp works.
 struct Place {
@@ -59,7 +67,10 @@ struct Place {
     u32 team;
 
     DEVICE explicit Place(const MatvecParams& p)
-        : segment(0), tile(block_x()), member(uniform(warp())), team(thread_count() / 32) {
+        : segment(0),
+          tile(p.tiles_in_x ? block_x() : block_y()),
+          member(uniform(warp())),
+          team(thread_count() / 32) {
         if (p.activation) {
             team /= 2;
             segment = member >= team;
@@ -70,14 +81,21 @@ struct Place {
     }
 };
 
-// Stages of a slice.
-struct Slice {
-    u32 first, stages;
+// Where a warp's slices begin; those of the warp after the last end there, too.
+DEVICE u32 first_slice(const Segment& segment, u32 member) {
+    return member * segment.share + min(member, segment.longer_shares);
+}
 
-    DEVICE Slice(const Segment& segment, u32 index)
-        : first(index * segment.slice_stages + min(index, segment.longer_slices)),
-          stages(segment.slice_stages + (index < segment.longer_slices)) {}
-};
+// Where a slice's stages begin.
+DEVICE u32 first_stage(const Segment& segment, u32 slice) {
+    return slice * segment.slice_stages + min(slice, segment.longer_slices);
+}
+
+// The partial sums of a segment's first slice.
+DEVICE u8* partial_sums(const MatvecParams& p, u32 segment) {
+    u8* to = dynamic_shared() + p.partial;
+    return p.activation ? to + segment * p.segments[0].slices * p.partial_stride : to;
+}
 
 // A warp's ring. A slot has the barrier at which its planes arrive, the planes of F as they lie,
 // then each column's activations.
@@ -111,10 +129,11 @@ struct Ring {
         left = bytes - stage * STAGE_BYTES;
     }
 
-    // The last stage of a row may lack tiles.
+    // The last stage of a row may lack tiles. Where other groups of rows need the planes, too, they
+    // stay in the L2.
     DEVICE void copy_planes(u8* slot) {
         const u32 bytes = F::STAGE_TILES == 1 ? STAGE_BYTES : min(left, STAGE_BYTES);
-        copy_bulk_stream(slot + PLANES, next, bytes, barrier(slot));
+        copy_bulk_stream(slot + PLANES, next, bytes, barrier(slot), !p.tiles_in_x);
         next += STAGE_BYTES;
         left -= bytes;
     }
@@ -139,22 +158,11 @@ struct Ring {
     }
 };
 
-// Rows of the block's group, 0 where it has none.
+// Rows of the block's group, 0 where it has none. How many there are was written before the step
+// began, so that it can be read before the kernel waits.
 DEVICE u32 rows_of_group(const MatvecParams& p) {
-    const u32 first = block_y() * p.group_rows, rows = *p.count;
+    const u32 first = group(p) * p.group_rows, rows = *p.count;
     return first < rows ? min(rows - first, p.group_rows) : 0;
-}
-
-// realm_core::graph::ops::Activation, from 1.
-DEVICE float activate(u32 activation, float x) {
-    switch (activation) {
-        case 1:
-            return x / (1.0f + expf(-x));
-        case 2:
-            return 0.5f * x * (1.0f + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
-        default:
-            return 0.5f * x * (1.0f + erff(x * 0.7071067812f));
-    }
 }
 
 // An element of the product: the sums of a column's slices in order, then its row's columns. A
@@ -178,7 +186,7 @@ DEVICE float add_slices(const MatvecParams& p, const Segment& segment, u32 first
 // Adds up the slices and stores the block's 16 columns of the product.
 DEVICE void finish(const MatvecParams& p, const Place& place, u32 rows) {
     const Segment& segment = p.segments[p.activation ? 0 : place.segment];
-    const u32 first_row = block_y() * p.group_rows;
+    const u32 first_row = group(p) * p.group_rows;
     sync_block();
     for (u32 i = thread_index(); i < 16 * rows; i += thread_count()) {
         const u32 row = i / 16, weight_row = i % 16, n = 16 * place.tile + weight_row;
@@ -204,61 +212,58 @@ DEVICE void finish(const MatvecParams& p, const Place& place, u32 rows) {
 // add_stage(slot, tiles), and put_partial(to), which writes a slice's sums and begins anew.
 template <class Run>
 DEVICE void matvec(const MatvecParams& p) {
+    const u32 rows = rows_of_group(p);
+    // Blocks after the last row; those before it do not wait for the number.
+    if (group(p) > 0 && rows == 0) return wait_for_predecessor();
     const Place place(p);
     const Segment& segment = p.segments[place.segment];
-    if (block_y() > 0) {
-        wait_for_predecessor();
-        if (rows_of_group(p) == 0) return;
-    }
     Run run(p);
     auto& ring = run.ring;
-    u8* slot = ring.start;
-    u32 phase = 0, rows = 0;
-    u8* partial = dynamic_shared() + p.partial;
-    if (p.activation) partial += place.segment * p.segments[0].slices * p.partial_stride;
 
-    for (u32 index = place.member, first = 1; first || index < segment.slices;
-         index += place.team, first = 0) {
-        const Slice slice(segment, index);
-        u32 stages = index < segment.slices ? slice.stages : 0;
-        const u32 early = min(p.ring_stages, stages);
-        // Weights do not wait for the kernel before.
-        ring.begin(segment, place.tile, slice.first);
-        u8* to = slot;
-        for (u32 i = 0; i < early; i++, to = ring.after(to)) ring.copy_planes(to);
-        if (first) {
-            wait_for_predecessor();
-            let_successor_start();
-            rows = rows_of_group(p);
-            if (rows == 0) return ring.drain(early);
-            run.set_rows(rows);
-            if (stages == 0) break;
+    u32 slice = first_slice(segment, place.member);
+    u32 stage = first_stage(segment, slice);
+    const u32 last_stage = first_stage(segment, first_slice(segment, place.member + 1));
+    const u32 early = min(p.ring_stages, last_stage - stage);
+    // Weights do not wait for the kernel before.
+    ring.begin(segment, place.tile, stage);
+    u8* slot = ring.start;
+    for (u32 i = 0; i < early; i++, slot = ring.after(slot)) ring.copy_planes(slot);
+    // The next kernel waits for all of this one, thus for all that this one waits for.
+    let_successor_start();
+    wait_for_predecessor();
+    if (rows == 0) return ring.drain(early);
+    run.set_rows(rows);
+    run.begin(stage);
+    // A stage's activations are the last group of copies but one when they are waited for.
+    slot = ring.start;
+    for (u32 i = 0; i < max(p.ring_stages, 2u); i++, slot = ring.after(slot)) {
+        if (i < early) run.copy_activations(slot);
+        commit_async();
+    }
+
+    slot = ring.start;
+    u8* partial = partial_sums(p, place.segment) + slice * p.partial_stride;
+    u32 end = first_stage(segment, slice + 1);
+    for (u32 phase = 0; stage < last_stage;) {
+        wait_arrival(ring.barrier(slot), phase);
+        wait_async<1>();
+        sync_warp();
+        run.add_stage(slot, stage);
+        sync_warp();
+        if (stage + p.ring_stages < last_stage) {
+            ring.copy_planes(slot);
+            run.copy_activations(slot);
         }
-        // A stage's activations are the last group of copies but one when they are waited for.
-        run.begin(slice.first);
-        to = slot;
-        for (u32 i = 0; i < max(p.ring_stages, 2u); i++, to = ring.after(to)) {
-            if (i < early) run.copy_activations(to);
-            commit_async();
+        commit_async();
+        slot += p.slot_bytes;
+        if (slot == ring.end) {
+            slot = ring.start;
+            phase ^= 1;
         }
-        for (u32 stage = slice.first; stages > 0; stage++, stages--) {
-            wait_arrival(ring.barrier(slot), phase);
-            wait_async<1>();
-            sync_warp();
-            run.add_stage(slot, stage);
-            sync_warp();
-            if (stages > p.ring_stages) {
-                ring.copy_planes(slot);
-                run.copy_activations(slot);
-            }
-            commit_async();
-            slot += p.slot_bytes;
-            if (slot == ring.end) {
-                slot = ring.start;
-                phase ^= 1;
-            }
-        }
-        run.put_partial(partial + index * p.partial_stride);
+        if (++stage < end) continue;
+        run.put_partial(partial);
+        partial += p.partial_stride;
+        end = first_stage(segment, ++slice + 1);
     }
     finish(p, place, rows);
 }

@@ -53,7 +53,7 @@ struct OneRowRun {
 
     DEVICE void begin(u32 first) {
         const Columns& from = ring.p.input;
-        const u32 row = block_y() * ring.p.group_rows;
+        const u32 row = group(ring.p) * ring.p.group_rows;
         input =
             static_cast<const u16*>(from.data) + size_t(row) * from.stride + first * K + 8 * lane();
         if constexpr (INT8) {

@@ -10,36 +10,38 @@ struct PlainRun {
     static constexpr u32 K = F::TILE_K;
 
     Ring<F> ring;
+    // The next stage's activations, and how many a row has from there on.
     const float* input;
-    u32 stage;
+    i32 left;
     u32 rows;
     // The lane's share of the products of weight rows g and g + 8 with each row.
     float acc[ROWS][2];
 
     DEVICE explicit PlainRun(const MatvecParams& p)
-        : ring(p, 0), input(nullptr), stage(0), rows(0), acc{} {}
+        : ring(p, 0), input(nullptr), left(0), rows(0), acc{} {}
 
-    DEVICE void set_rows(u32 count) {
+    DEVICE void set_rows(u32 count) { rows = count; }
+
+    DEVICE void begin(u32 first) {
         const MatvecParams& p = ring.p;
-        rows = count;
         input = static_cast<const float*>(p.input.data) +
-                size_t(block_y() * p.group_rows) * p.input.stride;
+                size_t(group(p) * p.group_rows) * p.input.stride + first * K;
+        left = i32(p.k - first * K);
     }
-
-    DEVICE void begin(u32 first) { stage = first; }
 
     // Rows have any length: zeros follow the last.
     DEVICE void copy_activations(u8* slot) {
         float* to = reinterpret_cast<float*>(slot + Ring<F>::ACTIVATIONS);
         for (u32 i = lane(); i < rows * K; i += 32) {
-            const u32 row = i / K, k = stage * K + i % K;
-            if (k < ring.p.k) {
+            const u32 row = i / K, k = i % K;
+            if (i32(k) < left) {
                 copy_async4(to + i, input + size_t(row) * ring.p.input.stride + k);
             } else {
                 to[i] = 0.0f;
             }
         }
-        stage++;
+        input += K;
+        left -= i32(K);
     }
 
     DEVICE void add_stage(const u8* slot, u32) {

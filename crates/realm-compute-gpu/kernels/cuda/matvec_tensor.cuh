@@ -200,7 +200,7 @@ struct TensorRun {
         table = reinterpret_cast<float*>(ring.start - Steps<F, In>::BYTES - Table::BYTES);
     }
 
-    DEVICE u32 first_column() const { return block_y() * ring.p.group_rows * ring.p.row_columns; }
+    DEVICE u32 first_column() const { return group(ring.p) * ring.p.group_rows * ring.p.row_columns; }
 
     DEVICE void set_rows(u32 rows) {
         const MatvecParams& p = ring.p;

@@ -52,8 +52,9 @@ impl Emulated {
                 "a test device: the CUDA kernels on the CPU, warps emulated, seed {seed}"
             ),
             memory: None,
-            multiprocessors: 2,
             shared_memory: 227 * 1024,
+            multiprocessors: 132,
+            multiprocessor_shared_memory: 228 * 1024,
         };
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
         Arc::new(Self { facts, state: Mutex::new(State { random, ..State::default() }) })
@@ -227,10 +228,6 @@ fn find(
 impl Gpu for Emulated {
     fn facts(&self) -> &Facts {
         &self.facts
-    }
-
-    fn free_memory(&self) -> Option<u64> {
-        None
     }
 
     fn allocate(&self, bytes: usize, what: &str) -> Result<u64, BackendError> {

@@ -18,10 +18,12 @@ pub(crate) struct Facts {
     pub(crate) description: String,
     /// Bytes of its memory that were free when it was opened; `None` on the emulated device.
     pub(crate) memory: Option<u64>,
-    /// Streaming multiprocessors.
-    pub(crate) multiprocessors: u32,
     /// Bytes of shared memory that one block may ask for.
     pub(crate) shared_memory: u32,
+    /// Multiprocessors.
+    pub(crate) multiprocessors: u32,
+    /// Bytes of shared memory of a multiprocessor, for all its blocks.
+    pub(crate) multiprocessor_shared_memory: u32,
 }
 
 /// One kernel's launch. The kernel takes one parameter: the struct whose bytes `parameters` holds.
@@ -46,8 +48,6 @@ pub(crate) struct Launch {
 pub(crate) trait Gpu: Send + Sync {
     /// What it is.
     fn facts(&self) -> &Facts;
-    /// Bytes that are free now; `None` where that cannot be known.
-    fn free_memory(&self) -> Option<u64>;
 
     /// Device memory, aligned to 256 bytes, its contents undefined. `what` names it in the error.
     fn allocate(&self, bytes: usize, what: &str) -> Result<u64, BackendError>;
@@ -110,6 +110,11 @@ impl Buffer {
         self.bytes
     }
 
+    /// The device that it is on.
+    pub(crate) fn facts(&self) -> &Facts {
+        self.gpu.facts()
+    }
+
     /// Fills it with a byte, on the stream.
     pub(crate) fn fill(&self, byte: u8) -> Result<(), BackendError> {
         self.gpu.fill(self.address, byte, self.bytes)
@@ -128,6 +133,7 @@ impl Buffer {
     }
 
     /// Copies bytes from `range` to the host, after what the stream holds; waits.
+    #[cfg(test)]
     pub(crate) fn read(&self, range: Range<usize>) -> Result<Vec<u8>, BackendError> {
         let mut host = HostBuffer::new(&self.gpu, range.len())?;
         host.download(0, self, range.clone())?;

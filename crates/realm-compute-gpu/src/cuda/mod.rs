@@ -14,6 +14,8 @@ mod kv;
 mod planes;
 mod program;
 mod step;
+#[cfg(test)]
+mod testing;
 mod weights;
 
 #[cfg(feature = "cuda")]

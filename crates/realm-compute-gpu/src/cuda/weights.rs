@@ -5,7 +5,6 @@ use std::{
     ops::Range,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::Instant,
 };
 
 use realm_core::{
@@ -16,7 +15,7 @@ use realm_core::{
 use zerocopy::IntoBytes;
 
 use super::{
-    gpu::{Buffer, Gpu, HostBuffer, Mark},
+    gpu::{Buffer, Facts, Gpu, HostBuffer, Mark},
     planes::{self, Layout},
 };
 
@@ -41,7 +40,6 @@ pub(crate) struct CudaWeight {
     info: WeightInfo,
     planes: Buffer,
     vector: Option<Buffer>,
-    shared_memory: usize,
 }
 
 impl CudaWeight {
@@ -55,9 +53,9 @@ impl CudaWeight {
         self.vector.as_ref().map_or(0, Buffer::address)
     }
 
-    /// Bytes of shared memory that a block of its device may have.
-    pub(crate) fn shared_memory(&self) -> usize {
-        self.shared_memory
+    /// The device that it is on.
+    pub(crate) fn facts(&self) -> &Facts {
+        self.planes.facts()
     }
 }
 
@@ -83,8 +81,6 @@ pub(crate) struct Loader {
 struct State {
     staging: Vec<Staging>,
     next: usize,
-    bytes: u64,
-    seconds: f64,
 }
 
 /// A staging buffer, and the end of its last upload.
@@ -157,7 +153,6 @@ impl Loader {
         data: Bytes,
     ) -> Result<Arc<CudaWeight>, BackendError> {
         info.check(&data)?;
-        let start = Instant::now();
         let buffer = |bytes| Buffer::new(&self.gpu, bytes, &format!("weight {}", info.name));
         let layout = Layout::of(info);
         let planes = buffer(layout.bytes())?;
@@ -179,16 +174,7 @@ impl Loader {
             };
             state.upload(&self.gpu, vector, info.cols / len, len * size_of::<f32>(), write)?;
         }
-        state.bytes += data.len() as u64;
-        state.seconds += start.elapsed().as_secs_f64();
-        let shared_memory = self.gpu.facts().shared_memory as usize;
-        Ok(Arc::new(CudaWeight { info: info.clone(), planes, vector, shared_memory }))
-    }
-
-    /// Bytes of the files' weights that were brought to the device, and the seconds that it took.
-    pub(crate) fn loaded(&self) -> (u64, f64) {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        (state.bytes, state.seconds)
+        Ok(Arc::new(CudaWeight { info: info.clone(), planes, vector }))
     }
 }
 

@@ -66,15 +66,20 @@ pub(crate) fn model(seed: u64, dtype: DType) -> Model {
 
 /// The same, with embeddings of a given deviation.
 pub(crate) fn model_with(seed: u64, dtype: DType, embedding: f32) -> Model {
-    build(seed, dtype, embedding, LAYERS)
+    build(seed, dtype, embedding, LAYERS, None)
+}
+
+/// A model whose token `broken` is embedded as NaN: a sequence that has it has no next token.
+pub(crate) fn model_breaking_at(seed: u64, broken: usize) -> Model {
+    build(seed, DType::F32, 1.0, LAYERS, Some(broken))
 }
 
 /// The same with a number of layers.
 pub(crate) fn model_of(seed: u64, dtype: DType, layers: usize) -> Model {
-    build(seed, dtype, 1.0, layers)
+    build(seed, dtype, 1.0, layers, None)
 }
 
-fn build(seed: u64, dtype: DType, embedding: f32, layers: usize) -> Model {
+fn build(seed: u64, dtype: DType, embedding: f32, layers: usize, broken: Option<usize>) -> Model {
     let mut writer = writer(layers);
     for (name, shape) in tensors(layers) {
         let dtype = if shape.len() == 1 { DType::F32 } else { dtype };
@@ -83,9 +88,14 @@ fn build(seed: u64, dtype: DType, embedding: f32, layers: usize) -> Model {
     let mut random = Random::new(seed);
     let bytes = writer.to_bytes(|plan, out: &mut dyn Write| {
         let (cols, rows) = (plan.shape()[0], plan.shape()[1..].iter().product());
-        let deviation =
-            if plan.name() == "token_embd.weight" { embedding } else { 1.5 / (cols as f32).sqrt() };
-        out.write_all(&random.matrix(rows, cols, plan.dtype(), deviation))
+        let embeds = plan.name() == "token_embd.weight";
+        let deviation = if embeds { embedding } else { 1.5 / (cols as f32).sqrt() };
+        let mut data = random.matrix(rows, cols, plan.dtype(), deviation);
+        if let Some(row) = broken.filter(|_| embeds) {
+            let numbers = data.chunks_exact_mut(4).skip(row * cols).take(cols);
+            numbers.for_each(|number| number.copy_from_slice(&f32::NAN.to_le_bytes()));
+        }
+        out.write_all(&data)
     });
     Model::new(GgufFile::parse(bytes.unwrap()).unwrap()).unwrap()
 }

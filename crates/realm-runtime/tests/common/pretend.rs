@@ -16,6 +16,7 @@ use realm_core::{
         KvSpec, LoadedWeight, Program, ProgramInfo, Step, StepOutput, Token,
     },
     graph::WeightInfo,
+    sampling::NO_TOKEN,
 };
 
 /// The device.
@@ -26,6 +27,9 @@ pub(crate) struct Pretend {
     pub(crate) fails_after: Option<usize>,
     /// Reading fails once after so many steps.
     pub(crate) lost_after: Option<usize>,
+    /// What is computed in place of a token that a step under way did not find; without, such a step
+    /// is left to `inner`.
+    pub(crate) stand_in: Option<u32>,
     loaded: AtomicUsize,
     pub(crate) watch: Arc<Watch>,
 }
@@ -51,7 +55,8 @@ impl Pretend {
     pub(crate) fn new(inner: Arc<dyn Backend>, name: &str) -> Self {
         let info = DeviceInfo { name: name.into(), ..inner.info().clone() };
         let (fails_after, lost_after, watch) = (None, None, Arc::default());
-        Self { inner, info, fails_after, lost_after, loaded: AtomicUsize::new(0), watch }
+        let loaded = AtomicUsize::new(0);
+        Self { inner, info, fails_after, lost_after, stand_in: None, loaded, watch }
     }
 
     /// Claims that steps go on when `enqueue` has returned.
@@ -63,6 +68,18 @@ impl Pretend {
     /// Claims to have so many bytes beyond what is kept free.
     pub(crate) fn room(mut self, bytes: u64) -> Self {
         self.info.memory = Some((128 << 20) + bytes);
+        self
+    }
+
+    /// The same under another name.
+    pub(crate) fn named(mut self, name: &str) -> Self {
+        self.info.name = name.into();
+        self
+    }
+
+    /// Does not tell its memory.
+    pub(crate) fn silent(mut self) -> Self {
+        self.info.memory = None;
         self
     }
 }
@@ -107,8 +124,8 @@ impl Backend for Pretend {
         options: &CompileOptions,
     ) -> Result<Box<dyn Program>, BackendError> {
         let inner = self.inner.compile(graph, bindings, options)?;
-        let (watch, lost_after) = (self.watch.clone(), self.lost_after);
-        Ok(Box::new(PretendProgram { inner, watch, lost_after }))
+        let (watch, lost_after, stand_in) = (self.watch.clone(), self.lost_after, self.stand_in);
+        Ok(Box::new(PretendProgram { inner, watch, lost_after, stand_in }))
     }
 }
 
@@ -116,6 +133,7 @@ struct PretendProgram {
     inner: Box<dyn Program>,
     watch: Arc<Watch>,
     lost_after: Option<usize>,
+    stand_in: Option<u32>,
 }
 
 impl Program for PretendProgram {
@@ -144,10 +162,30 @@ impl Program for PretendProgram {
                 }
             }
         }
-        let step = self.inner.enqueue(&Inputs {
-            previous: previous.map(|step| &**step.inner.as_ref().expect("not read yet")),
-            ..*inputs
-        })?;
+        let step: Box<dyn Step> = match self.stand_in {
+            Some(stand_in) => {
+                // Computed at once, so that the tokens are there for the next step.
+                let token = |token: &Token| match *token {
+                    Token::Previous(row) => {
+                        let chosen =
+                            previous.expect("a step before").inner.as_ref().expect("not read yet");
+                        let chosen = (&**chosen as &dyn Any).downcast_ref::<Known>();
+                        match chosen.expect("computed at once").0.sampled[row as usize] {
+                            NO_TOKEN => Token::Id(stand_in),
+                            id => Token::Id(id),
+                        }
+                    }
+                    token => token,
+                };
+                let tokens: Vec<Token> = inputs.tokens.iter().map(token).collect();
+                let inputs = Inputs { tokens: &tokens, previous: None, ..*inputs };
+                Box::new(Known(self.inner.enqueue(&inputs)?.read()?))
+            }
+            None => self.inner.enqueue(&Inputs {
+                previous: previous.map(|step| &**step.inner.as_ref().expect("not read yet")),
+                ..*inputs
+            })?,
+        };
         let number = self.watch.steps.fetch_add(1, Relaxed);
         if inputs.tokens.iter().any(|token| matches!(token, Token::Previous(_))) {
             self.watch.ahead.fetch_add(1, Relaxed);
@@ -155,6 +193,15 @@ impl Program for PretendProgram {
         under_way.push((number, taken));
         let lost = self.lost_after == Some(number);
         Ok(Box::new(PretendStep { inner: Some(step), number, lost, watch: self.watch.clone() }))
+    }
+}
+
+/// A step whose results are there already.
+struct Known(StepOutput);
+
+impl Step for Known {
+    fn read(self: Box<Self>) -> Result<StepOutput, BackendError> {
+        Ok(self.0)
     }
 }
 

@@ -84,7 +84,8 @@ DEVICE void copy_async16_cached(void* shared, const void* global) {
     simt::copy_async(shared, global, 16);
 }
 DEVICE void make_arrival(u64* barrier) { simt::make_arrival(barrier); }
-DEVICE void copy_bulk_stream(void* shared, const void* global, u32 bytes, u64* barrier) {
+DEVICE void copy_bulk_stream(void* shared, const void* global, u32 bytes, u64* barrier,
+                             bool = false) {
     simt::copy_bulk(shared, global, bytes, barrier);
 }
 DEVICE void wait_arrival(u64* barrier, u32 phase) { simt::wait_arrival(barrier, phase); }

@@ -134,6 +134,30 @@ KERNEL(async_copies, Arguments, 128) {
     to[15] = t;
 }
 
+// Two copies by a warp, one after the other: what each lane sees before and after it waits.
+KERNEL(bulk_copies, Arguments, 32) {
+    SHARED(u32, words, 64);
+    SHARED(u64, arrival, 2);
+    const u32 t = thread_index();
+    if (t < 2) make_arrival(arrival + t);
+    sync_warp();
+    copy_bulk_stream(words, p.from, 128, arrival);
+    wait_for_predecessor();
+    p.to[4 * t] = words[32 + t];
+    sync_warp();
+    copy_bulk_stream(words + 32, p.from + 32, 128, arrival + 1);
+    wait_arrival(arrival, 0);
+    sync_warp();
+    p.to[4 * t + 1] = words[t];
+    sync_warp();
+    copy_bulk_stream(words, p.from + 64, 128, arrival);
+    wait_arrival(arrival, 1);
+    wait_arrival(arrival + 1, 0);
+    sync_warp();
+    p.to[4 * t + 2] = words[31 - t];
+    p.to[4 * t + 3] = words[32 + t];
+}
+
 // from: `count` words; to: six words for each.
 KERNEL(numbers, Arguments, 256) {
     wait_for_predecessor();
@@ -253,6 +277,25 @@ KERNEL(faults, Arguments, 128) {
         break;
     }
     case 22: atomic_add(p.to + p.count, 1u); break;
+    case 23:
+    case 24:
+    case 25:
+    case 26: {  // A copy by a warp that nobody waits for, that is waited for twice, that lanes ask
+                // for in different ways, whose end comes with no barrier before its readers.
+        SHARED(u64, arrival, 1);
+        if (t >= 32) break;
+        if (t == 0) make_arrival(arrival);
+        sync_warp();
+        copy_bulk_stream(words, p.from, p.what == 25 ? 16 + t / 31 * 16 : 16, arrival);
+        if (p.what == 23) break;
+        wait_arrival(arrival, 0);
+        sync_warp();
+        if (p.what == 24) wait_arrival(arrival, 1);
+        copy_bulk_stream(words, p.from, 16, arrival);
+        wait_arrival(arrival, 1);
+        sink(p.to, words[0]);
+        break;
+    }
     default: break;
     }
 }

@@ -39,6 +39,8 @@ pub(super) struct Properties {
     pub(super) multiprocessors: u32,
     /// Bytes of shared memory that a block may ask for.
     pub(super) shared_memory: u32,
+    /// Bytes of shared memory of a multiprocessor.
+    pub(super) multiprocessor_shared_memory: u32,
 }
 
 /// Why [`Driver::init`] failed.
@@ -161,6 +163,10 @@ impl Driver {
             shared_memory: self.attribute(
                 device,
                 Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+            )?,
+            multiprocessor_shared_memory: self.attribute(
+                device,
+                Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_MULTIPROCESSOR,
             )?,
         })
     }

@@ -83,16 +83,16 @@ impl Device {
                 name: format!("cuda:{ordinal}"),
                 description,
                 memory: None,
-                multiprocessors: properties.multiprocessors,
                 shared_memory: properties.shared_memory,
+                multiprocessors: properties.multiprocessors,
+                multiprocessor_shared_memory: properties.multiprocessor_shared_memory,
             },
             memory: properties.memory,
             device: properties.device,
             context: Handle::NONE,
             stream: Handle::NONE,
             recorder: Mutex::new(Handle::NONE),
-            overlaps: properties.compute_capability >= (9, 0)
-                && std::env::var_os(SERIAL).is_none(),
+            overlaps: properties.compute_capability >= (9, 0) && std::env::var_os(SERIAL).is_none(),
             images,
             modules: Mutex::default(),
             lost: OnceLock::new(),
@@ -107,7 +107,11 @@ impl Device {
         device.opening("cuCtxSetCurrent", code)?;
         device.stream = device.new_stream()?;
         device.recorder = Mutex::new(device.new_stream()?);
-        device.facts.memory = device.free_memory();
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the pointers are to live numbers.
+        let code = unsafe { (device.calls.mem_get_info)(&mut free, &mut total) };
+        device.opening("cuMemGetInfo", code)?;
+        device.facts.memory = Some(free as u64);
         Ok(device)
     }
 
@@ -178,6 +182,16 @@ impl Device {
         }
     }
 
+    /// Bytes that are free now; `None` where the driver does not say.
+    fn free_memory(&self) -> Option<u64> {
+        self.enter().ok()?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the pointers are to live numbers.
+        let code = unsafe { (self.calls.mem_get_info)(&mut free, &mut total) };
+        self.check("cuMemGetInfo", code).ok()?;
+        Some(free as u64)
+    }
+
     /// Waits for all that is on the stream.
     fn synchronize(&self) -> Result<(), BackendError> {
         // SAFETY: the stream lives as long as `self`.
@@ -218,15 +232,6 @@ fn loses_the_device(code: c_int) -> bool {
 impl Gpu for Device {
     fn facts(&self) -> &Facts {
         &self.facts
-    }
-
-    fn free_memory(&self) -> Option<u64> {
-        self.enter().ok()?;
-        let (mut free, mut total) = (0, 0);
-        // SAFETY: the pointers are to live numbers.
-        let code = unsafe { (self.calls.mem_get_info)(&mut free, &mut total) };
-        self.check("cuMemGetInfo", code).ok()?;
-        Some(free as u64)
     }
 
     fn allocate(&self, bytes: usize, what: &str) -> Result<u64, BackendError> {

@@ -88,6 +88,7 @@ unsafe extern "system" fn attribute<const MAJOR: c_int, const MINOR: c_int>(
         76 => MINOR,
         16 => 132,
         97 => 232_448,
+        81 => 233_472,
         _ => return 1,
     };
     // SAFETY: as the API's reference asks of the caller.

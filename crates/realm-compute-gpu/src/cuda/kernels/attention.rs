@@ -2,7 +2,8 @@
 //!
 //! A sequence is cut at multiples of [`SPLIT`] tokens. A block sums one split of one row for a few query
 //! heads that read the same KV head; a second kernel adds the splits in order. Rows that can have but one
-//! split are stored by the first kernel, with the same bits.
+//! split are stored by the first kernel, with the same bits. Products of a cache in f32 are sums of `fmaf`;
+//! of all other types, tensor cores' (`attention_lanes.cuh`, `attention_tensor.cuh`).
 
 #[cfg(test)]
 mod tests;
@@ -26,8 +27,7 @@ pub(crate) const SPLIT: usize = 256;
 
 /// Warps of a block of the second kernel.
 const MERGE_WARPS: usize = 8;
-/// Pieces of the cache in a warp's ring, and the bytes that one has at most, without scales.
-const SLOTS: usize = 4;
+/// Bytes of a piece of the cache in a warp's ring, without tensor cores.
 const SLOT_LIMIT: usize = 2048;
 /// Grids have at most so many rows.
 const MAX_ROWS: usize = 65_535;
@@ -165,27 +165,35 @@ struct Variant {
     dim: usize,
     /// Query heads a block.
     heads: usize,
-    /// Lanes that share a token.
-    lanes: usize,
+    /// Lanes that share a token; none on tensor cores.
+    lanes: Option<usize>,
     /// Warps a block.
     warps: usize,
 }
 
 impl Variant {
-    fn new(head_dim: usize, group: usize) -> Self {
+    fn new(kv_type: KvType, head_dim: usize, group: usize) -> Self {
+        let dim = match head_dim {
+            0..=64 => 64,
+            65..=128 => 128,
+            _ => 256,
+        };
+        if kv_type != KvType::F32 {
+            return Self { dim, heads: 8, warps: 4, lanes: None };
+        }
         let heads = match group {
             1 => 1,
             2..=4 => 4,
             _ => 8,
         };
-        let (dim, lanes) = match (head_dim, heads) {
-            (0..=64, _) => (64, 8),
-            (65..=128, 1) => (128, 8),
-            (65..=128, _) => (128, 16),
-            (_, 1) => (256, 16),
-            _ => (256, 32),
+        let lanes = match (dim, heads) {
+            (64, _) => 8,
+            (128, 1) => 8,
+            (128, _) => 16,
+            (_, 1) => 16,
+            _ => 32,
         };
-        Self { dim, heads, lanes, warps: if heads == 8 { 4 } else { 8 } }
+        Self { dim, heads, warps: if heads == 8 { 4 } else { 8 }, lanes: Some(lanes) }
     }
 
     /// Bytes of shared memory: the warps' rings, and in their place, later, the block's sums.
@@ -195,10 +203,14 @@ impl Variant {
             KvType::F16 | KvType::BF16 => (2, false),
             KvType::Q8_0 => (1, true),
         };
-        let piece = (SLOT_LIMIT / (self.dim * element)).min(16);
+        let row = self.dim * element;
+        let (piece, slots, parts) = match self.lanes {
+            Some(lanes) => ((SLOT_LIMIT / row).min(16), 4, self.warps * 32 / lanes),
+            None => (16, if row > 256 { 2 } else { 4 }, self.warps),
+        };
         let scales = if scaled { piece * self.dim / 32 * 2 } else { 0 };
-        let ring = self.warps * SLOTS * (piece * self.dim * element + scales);
-        let sums = self.warps * 32 / self.lanes * self.heads * (self.dim + 3) * 4;
+        let ring = self.warps * slots * (piece * row + scales);
+        let sums = parts * self.heads * (self.dim + 3) * 4;
         ring.max(sums)
     }
 }
@@ -209,7 +221,7 @@ pub(crate) fn attention(args: &AttentionArgs<'_>) -> Vec<Launch> {
     let (spec, kv_type) = (args.spec, args.kv.spec().kv_type);
     let kv_heads = args.kv.layer(args.layer).heads;
     let group = spec.heads / kv_heads;
-    let variant = Variant::new(spec.head_dim, group);
+    let variant = Variant::new(kv_type, spec.head_dim, group);
     let subsets = group.div_ceil(variant.heads);
     let direct = visible_splits(spec, args.splits) == 1;
     let plan = Plan::new(args);

@@ -89,11 +89,7 @@ pub(crate) fn glu(map: &Map, up: u64, activation: Activation) -> Launch {
         activation: u32,
         unused: u32,
     }
-    let activation = match activation {
-        Activation::Silu => 0,
-        Activation::GeluTanh => 1,
-        Activation::Gelu => 2,
-    };
+    let activation = super::activation_number(activation);
     map_launch("glu", map, &Params { map: map.into(), up, activation, unused: 0 })
 }
 

@@ -1,5 +1,7 @@
 //! Launches of `kernels/cuda/matvec.cu`: products of weights with a few rows.
 
+use std::cmp::Reverse;
+
 use realm_core::{
     DType,
     backend::{LoadedWeight as _, Precision},
@@ -8,7 +10,7 @@ use realm_core::{
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::cuda::{
-    gpu::Launch,
+    gpu::{Facts, Launch},
     planes::{Layout, Stage, TILE_ROWS},
     step::{Columns, Form},
     weights::CudaWeight,
@@ -32,8 +34,18 @@ const BARRIER_BYTES: usize = 16;
 /// Bytes of a warp's constants for quantized formats, and of its zeros where it has one row.
 const CONSTANT_BYTES: usize = 16;
 const ZERO_BYTES: usize = 16;
-/// Bytes of shared memory a warp with which 32 warps fit a multiprocessor of sm_90.
-const WARP_BYTES: usize = 7040;
+/// Warps of a multiprocessor with which its share of the memory's bandwidth is in use: beyond, longer
+/// rings serve better than more warps.
+const BUSY_WARPS: usize = 32;
+/// What a multiprocessor has for its blocks, from compute capability 8.0 on, and what of its shared
+/// memory a block takes beyond what it asks for; from the table of technical specifications in the
+/// CUDA programming guide. Devices that run fewer blocks or warps run them in turn.
+const RESIDENT_BLOCKS: usize = 32;
+const RESIDENT_WARPS: usize = 64;
+const REGISTERS: usize = 65_536;
+const RESERVED_BYTES: usize = 1024;
+/// Most blocks along a grid's second axis.
+const MAX_GRID_Y: u32 = 65_535;
 
 /// A weight and where its product goes.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +81,8 @@ struct SegmentParams {
     slices: u32,
     slice_stages: u32,
     longer_slices: u32,
+    share: u32,
+    longer_shares: u32,
     unused: u32,
 }
 
@@ -87,7 +101,7 @@ struct Params {
     partial: u32,
     partial_stride: u32,
     activation: u32,
-    unused: u32,
+    tiles_in_x: u32,
     segments: [SegmentParams; SEGMENTS],
 }
 
@@ -102,8 +116,8 @@ pub(crate) fn linear(
     count: u64,
     segments: &[Segment<'_>],
 ) -> Launch {
-    let limit = segments[0].weight.shared_memory();
-    launch(&Product { input, k, rows, count, segments, activation: None, limit })
+    let facts = segments[0].weight.facts();
+    launch(&Product { input, k, rows, count, segments, activation: None, facts })
 }
 
 /// `activation(input · gateᵀ + bias) · (input · upᵀ + bias)`; otherwise as [`linear`].
@@ -119,8 +133,8 @@ pub(crate) fn gated(
     target: Columns,
 ) -> Launch {
     let segments = [gate, up].map(|(weight, bias)| Segment { weight, bias, target });
-    let (activation, limit) = (Some(activation), gate.0.shared_memory());
-    launch(&Product { input, k, rows, count, segments: &segments, activation, limit })
+    let (activation, facts) = (Some(activation), gate.0.facts());
+    launch(&Product { input, k, rows, count, segments: &segments, activation, facts })
 }
 
 struct Product<'a> {
@@ -130,12 +144,12 @@ struct Product<'a> {
     count: u64,
     segments: &'a [Segment<'a>],
     activation: Option<Activation>,
-    /// Bytes of shared memory that a block may have.
-    limit: usize,
+    /// The device.
+    facts: &'a Facts,
 }
 
 fn launch(product: &Product<'_>) -> Launch {
-    let &Product { input, k, rows, count, segments, activation, limit } = product;
+    let &Product { input, k, rows, count, segments, activation, facts } = product;
     let (dtype, form) = (segments[0].weight.info().dtype, input.form());
     assert!(segments.len() <= SEGMENTS, "{} segments", segments.len());
     for segment in segments {
@@ -163,10 +177,17 @@ fn launch(product: &Product<'_>) -> Launch {
             slices: slices as u32,
             slice_stages: (stages / slices.max(1)) as u32,
             longer_slices: (stages % slices.max(1)) as u32,
+            share: 0,
+            longer_shares: 0,
             unused: 0,
         };
     }
     let slices = params.iter().map(|segment| segment.slices as usize).max().unwrap_or(0);
+    let tiles: u32 = match activation {
+        Some(_) => params[0].tiles,
+        None => params.iter().map(|segment| segment.tiles).sum(),
+    };
+    let groups = rows.div_ceil(group_rows) as u32;
     let room = Room {
         slot: BARRIER_BYTES + stage.bytes + columns * variant.column_bytes(form, stage.k),
         head: variant.head_bytes(&stage),
@@ -175,13 +196,18 @@ fn launch(product: &Product<'_>) -> Launch {
         matrices,
         slice_stages: stages.div_ceil(slices.max(1)),
         most_warps: variant.most_warps(stage.group),
-        limit,
+        registers: variant.registers(stage.group),
+        blocks: tiles as usize * groups as usize,
+        facts,
     };
     let plan = room.plan();
-    let tiles: u32 = match activation {
-        Some(_) => params[0].tiles,
-        None => params.iter().map(|segment| segment.tiles).sum(),
-    };
+    for segment in &mut params {
+        segment.share = segment.slices / plan.team as u32;
+        segment.longer_shares = segment.slices % plan.team as u32;
+    }
+    // Groups of rows along the first axis: the blocks of a tile then run at the same time, and all but
+    // one find its planes in the L2.
+    let tiles_in_x = groups == 1 || tiles > MAX_GRID_Y;
     let parameters = Params {
         input: *input,
         count,
@@ -193,19 +219,15 @@ fn launch(product: &Product<'_>) -> Launch {
         warp_bytes: plan.warp_bytes as u32,
         partial: plan.partial as u32,
         partial_stride: plan.partial_stride as u32,
-        activation: activation.map_or(0, |activation| match activation {
-            Activation::Silu => 1,
-            Activation::GeluTanh => 2,
-            Activation::Gelu => 3,
-        }),
-        unused: 0,
+        activation: activation.map_or(0, super::activation_number),
+        tiles_in_x: u32::from(tiles_in_x),
         segments: params,
     };
     let unit = format!("matvec_{}", dtype.name().to_lowercase());
     Launch {
         kernel: format!("{unit}_{}", variant.name(form)),
         unit,
-        grid: [tiles, rows.div_ceil(group_rows) as u32, 1],
+        grid: if tiles_in_x { [tiles, groups, 1] } else { [groups, tiles, 1] },
         threads: 32 * (matrices * plan.team) as u32,
         shared: plan.bytes as u32,
         parameters: parameters.as_bytes().to_vec(),
@@ -213,11 +235,16 @@ fn launch(product: &Product<'_>) -> Launch {
 }
 
 /// Slices of k, from the weight's shape alone: a row's bits depend on them. Enough to keep a large
-/// device busy, and no more, for each costs a warp's start and end.
+/// device busy, and no more, for each costs a warp's start and end; a few less where they are then
+/// equally long, or nearly, for a block lasts as long as its longest.
 fn slices(row_tiles: usize, stages: usize, matrices: usize) -> usize {
     let most = MAX_SLICES / matrices;
     let enough = WARPS.div_ceil((row_tiles * matrices).max(1));
-    enough.next_power_of_two().clamp(4, most).min(stages)
+    let target = enough.next_power_of_two().clamp(4, most).min(stages);
+    let idle = |slices: usize| stages.div_ceil(slices) * slices - stages;
+    let counts = ((5 * target).div_ceil(8).max(1)..=target).rev();
+    let equal = counts.clone().find(|&slices| 16 * idle(slices) <= stages);
+    equal.or_else(|| counts.min_by_key(|&slices| idle(slices))).unwrap_or(0)
 }
 
 /// Kernels of a format; the rows' form names the rest.
@@ -267,9 +294,21 @@ impl Variant {
     fn most_warps(self, group: usize) -> usize {
         match self {
             Self::One => 20,
-            Self::Narrow if matches!(group, 16 | 32) => 12,
+            Self::Narrow if matches!(group, 16 | 32) => 10,
             Self::Plain | Self::Narrow => 16,
             Self::Wide => 6,
+        }
+    }
+
+    /// Registers of a thread, of nearly all formats, as ptxas reports them for sm_90a, rounded up as they
+    /// are given out.
+    fn registers(self, group: usize) -> usize {
+        match self {
+            Self::One => 48,
+            Self::Narrow if group == 0 => 40,
+            Self::Narrow => 96,
+            Self::Plain => 48,
+            Self::Wide => 208,
         }
     }
 
@@ -295,8 +334,8 @@ impl Variant {
     }
 }
 
-/// What a block needs of shared memory.
-struct Room {
+/// What a launch needs.
+struct Room<'a> {
     /// Bytes of a stage with its activations, and of what a warp has before its ring.
     slot: usize,
     head: usize,
@@ -305,12 +344,18 @@ struct Room {
     matrices: usize,
     /// Most stages of a slice.
     slice_stages: usize,
+    /// Most warps of a block.
     most_warps: usize,
-    /// Bytes that there are.
-    limit: usize,
+    /// Registers of a thread.
+    registers: usize,
+    /// Blocks of the grid.
+    blocks: usize,
+    /// The device.
+    facts: &'a Facts,
 }
 
-/// How a block uses it.
+/// How its blocks use shared memory.
+#[derive(Debug, Clone, Copy)]
 struct Plan {
     /// Warps that share a tile's slices.
     team: usize,
@@ -322,22 +367,59 @@ struct Plan {
     bytes: usize,
 }
 
-impl Room {
-    /// A warp a slice and two to four stages in flight, if they fit; otherwise fewer warps, each with
-    /// several slices.
+impl Room<'_> {
+    /// The plan that keeps most warps of a multiprocessor at work; of those that are alike in this, one
+    /// whose blocks all run at once, with the longest rings, slices that are shared out evenly, and the
+    /// most warps a block.
     fn plan(&self) -> Plan {
-        let mut team = self.slices.min(self.most_warps / self.matrices).max(1);
-        loop {
-            let warp_stages = self.slice_stages * self.slices.div_ceil(team);
-            let most = warp_stages.clamp(1, MAX_RING);
-            let fits = |ring: &usize| self.warp_bytes(*ring) <= WARP_BYTES;
-            let ring = (2..=most).rev().find(fits).unwrap_or(most.min(2));
-            let plan = self.lay_out(team, ring);
-            if plan.bytes <= self.limit || team == 1 {
-                return plan;
-            }
-            team = team.div_ceil(2);
+        let most = self.slices.min(self.most_warps / self.matrices).max(1);
+        let plans = (1..=most).flat_map(|team| {
+            let stages = self.slice_stages * self.slices.div_ceil(team);
+            let longest = stages.clamp(1, MAX_RING);
+            (longest.min(2)..=longest).map(move |ring| self.lay_out(team, ring))
+        });
+        let fits = |plan: &Plan| self.resident_blocks(plan) > 0;
+        let worth = |plan: &Plan| {
+            let rounds = self.slices.div_ceil(plan.team);
+            // A warp does nothing while its first stage is on its way, as long as a stage takes.
+            let stages = self.slice_stages * rounds;
+            let warps = self.warps_at_work(plan).min(BUSY_WARPS) * stages / (stages + 1);
+            let even = Reverse(rounds * plan.team - self.slices);
+            (warps, self.waves(plan) == 1, plan.ring, even, plan.team)
+        };
+        // Where none fits, the smallest: the device's error then says what is lacking.
+        plans
+            .filter(fits)
+            .max_by_key(worth)
+            .unwrap_or_else(|| self.lay_out(1, (self.slices * self.slice_stages).clamp(1, 2)))
+    }
+
+    /// Blocks that a multiprocessor runs at once.
+    fn resident_blocks(&self, plan: &Plan) -> usize {
+        if plan.bytes > self.facts.shared_memory as usize {
+            return 0;
         }
+        let shared =
+            self.facts.multiprocessor_shared_memory as usize / (plan.bytes + RESERVED_BYTES);
+        let warps = plan.team * self.matrices;
+        shared
+            .min(RESIDENT_BLOCKS)
+            .min(RESIDENT_WARPS / warps)
+            .min(REGISTERS / (32 * self.registers * warps))
+    }
+
+    /// How often the device fills with blocks.
+    fn waves(&self, plan: &Plan) -> usize {
+        let at_once = self.resident_blocks(plan) * self.facts.multiprocessors.max(1) as usize;
+        self.blocks.div_ceil(at_once.max(1)).max(1)
+    }
+
+    /// Warps at work on a multiprocessor, on the average of the launch: neither are the ones that wait
+    /// for a block's longest, nor those that the last wave lacks.
+    fn warps_at_work(&self, plan: &Plan) -> usize {
+        let rounds = self.slices.div_ceil(plan.team);
+        let work = self.blocks * self.slices * self.matrices;
+        work / (rounds * self.waves(plan) * self.facts.multiprocessors.max(1) as usize).max(1)
     }
 
     fn warp_bytes(&self, ring: usize) -> usize {
@@ -348,9 +430,11 @@ impl Room {
         let warp_bytes = self.warp_bytes(ring);
         let rings = warp_bytes * team * self.matrices;
         let partial = self.columns * TILE_ROWS * size_of::<f32>();
-        // A warp with one slice is done with its ring when it has the slice's sums.
-        let (partial, partial_stride, more) = if team == self.slices && partial <= warp_bytes {
-            (0, warp_bytes, 0)
+        // A warp with one slice is done with its ring's planes when it has the slice's sums.
+        let planes = self.head + BARRIER_BYTES;
+        let room = warp_bytes.saturating_sub(planes);
+        let (partial, partial_stride, more) = if team == self.slices && partial <= room {
+            (planes, warp_bytes, 0)
         } else {
             (rings, partial, partial * self.slices * self.matrices)
         };

@@ -12,9 +12,9 @@ use zerocopy::IntoBytes;
 
 use super::{CudaKvPool, KV_BLOCK_TOKENS};
 use crate::cuda::{
-    emulated::Emulated,
     gpu::{Buffer, Gpu},
     step::{Counts, Row, Sequence, StepView},
+    testing,
 };
 
 pub(crate) const KV_TYPES: [KvType; 4] = [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0];
@@ -23,7 +23,7 @@ pub(crate) const KV_TYPES: [KvType; 4] = [KvType::F32, KvType::F16, KvType::BF16
 pub(crate) fn device() -> (Arc<dyn Gpu>, Random) {
     let seed = Random::fresh_seed();
     println!("REALM_SEED={seed}");
-    (Emulated::new(seed), Random::new(seed))
+    (testing::gpu(seed), Random::new(seed))
 }
 
 /// A cache full of NaN.

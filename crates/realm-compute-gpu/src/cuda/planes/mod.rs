@@ -3,8 +3,8 @@
 //! The unit is a *tile* of 16 weight rows and [`Layout::tile_k`] k; tiles lie `[row tile][k tile]`,
 //! each contiguous and a multiple of 16 bytes. A tile is chunks of 64 k, packed so that a lane of a
 //! warp reads its fragments of four matrix products (m16n8k16) with one load or two, then the rows'
-//! scales as the format stores them; `kernels/cuda/formats.cuh` has the other half. Rows and k are
-//! padded to whole tiles with zeros, whose scales are zero, too.
+//! scales in as many bits as the format has; `kernels/cuda/formats.cuh` has the other half. Rows and k
+//! are padded to whole tiles with zeros, whose scales are zero, too.
 
 mod floats;
 mod formats;

@@ -30,8 +30,10 @@ struct Places {
     sequences: usize,
     outputs: usize,
     sampling: usize,
-    given: usize,
     tables: usize,
+    given: usize,
+    /// Size of it all.
+    bytes: usize,
     /// Block ids that fit.
     table_blocks: usize,
 }
@@ -49,14 +51,12 @@ impl Places {
             sequences: take(limits.sequences * size_of::<Sequence>()),
             outputs: take(limits.outputs * 4),
             sampling: take(limits.outputs * size_of::<Sampling>()),
+            tables: take(table_blocks * 4),
+            // Last: it is long, and only graphs that were cut have it.
             given: take(limits.tokens * given_cols * 4),
-            tables: take(0),
+            bytes: take(0),
             table_blocks,
         }
-    }
-
-    fn bytes(&self) -> usize {
-        self.tables + self.table_blocks * 4
     }
 }
 
@@ -81,7 +81,7 @@ fn first_room(kv_blocks: usize) -> usize {
 impl Description {
     /// Bytes on the device.
     pub(super) fn bytes(graph: &Graph, limits: &Limits, kv_blocks: usize) -> usize {
-        Places::new(limits, given_cols(graph), first_room(kv_blocks)).bytes()
+        Places::new(limits, given_cols(graph), first_room(kv_blocks)).bytes
     }
 
     pub(super) fn new(
@@ -127,6 +127,9 @@ impl Description {
             return Ok(false);
         }
         let places = Places::new(&self.limits, self.given_cols, needed.next_power_of_two());
+        for mark in self.stages.iter_mut().filter_map(|stage| stage.copied.take()) {
+            mark.wait()?;
+        }
         let (device, stages) = allocate(&self.gpu, &places)?;
         (self.places, self.device, self.stages) = (places, device, stages);
         Ok(true)
@@ -145,6 +148,10 @@ impl Description {
         let places = &self.places;
         let end = write(stage.host.bytes_mut(), places, inputs, &mut self.blocks);
         stage.host.upload(0..end, &self.device, 0)?;
+        if !inputs.given.is_empty() {
+            let given = places.given..places.given + size_of_val(inputs.given);
+            stage.host.upload(given, &self.device, places.given)?;
+        }
         stage.copied = Some(Mark::new(&self.gpu)?);
         Ok(())
     }
@@ -155,12 +162,12 @@ fn given_cols(graph: &Graph) -> usize {
 }
 
 fn allocate(gpu: &Arc<dyn Gpu>, places: &Places) -> Result<(Buffer, Vec<Stage>), BackendError> {
-    let device = Buffer::new(gpu, places.bytes(), "the step's description")?;
-    let stage = |_| Ok(Stage { host: HostBuffer::new(gpu, places.bytes())?, copied: None });
+    let device = Buffer::new(gpu, places.bytes, "the step's description")?;
+    let stage = |_| Ok(Stage { host: HostBuffer::new(gpu, places.bytes)?, copied: None });
     Ok((device, (0..STAGES).map(stage).collect::<Result<_, BackendError>>()?))
 }
 
-/// Writes a description and gives its length.
+/// Writes a description and gives the length of all but `given`.
 fn write(bytes: &mut [u8], places: &Places, inputs: &Inputs<'_>, blocks: &mut Vec<u32>) -> usize {
     let mut put = |at: usize, part: &[u8]| -> Range<usize> {
         bytes[at..at + part.len()].copy_from_slice(part);

@@ -156,6 +156,15 @@ impl Items {
 }
 
 impl Layout {
+    /// Where a value's f32 rows lie.
+    ///
+    /// # Panics
+    /// Where a value is read so and no reader was planned: a mistake of this module.
+    pub(super) fn plain(&self, graph: &Graph, value: Value) -> usize {
+        let plain = self.values[value.index()].plain;
+        plain.unwrap_or_else(|| panic!("{} is not kept as f32 rows", graph.value(value).name))
+    }
+
     /// Plans `graph` for steps within `limits`. `precision` is not `Auto`.
     pub(super) fn new(graph: &Graph, limits: &Limits, precision: Precision) -> Self {
         let spans = spans(graph);

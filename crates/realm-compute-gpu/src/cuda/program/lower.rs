@@ -93,9 +93,9 @@ impl Lowering<'_> {
         &self.layout.values[value.index()]
     }
 
-    /// Where the f32 rows of a value lie: the layout gives them to every value that is read so.
+    /// Where the f32 rows of a value lie.
     fn plain(&self, value: Value) -> u64 {
-        self.arena + self.stored(value).plain.unwrap_or(0) as u64
+        self.arena + self.layout.plain(self.graph, value) as u64
     }
 
     fn form(&self, value: Value, form: Form) -> Columns {

@@ -11,7 +11,7 @@ use realm_core::{
     Graph,
     backend::{
         BackendError, CompileOptions, Inputs, KvPool, Limits, Precision, Program, ProgramInfo,
-        SequenceRows, Step, Token,
+        Role, SequenceRows, Step, Token,
     },
     graph::Op,
 };
@@ -23,7 +23,7 @@ use self::{
     step::{CudaStep, Slots},
 };
 use super::{
-    gpu::{Buffer, Gpu, Mark, Recording},
+    gpu::{Buffer, Gpu, HostBuffer, Mark, Recording},
     kernels::{attention, rope},
     kv::{CudaKvPool, KV_BLOCK_TOKENS},
     weights::CudaWeight,
@@ -34,7 +34,7 @@ use super::{
 const PARTIAL_BYTES: usize = 32 << 20;
 
 /// Splits that the work memory is planned for where the cache is not known yet.
-const PLANNED_SPLITS: usize = 256;
+const PLANNED_SPLITS: usize = 512;
 
 /// A graph made ready for a device.
 pub(super) struct CudaProgram {
@@ -54,7 +54,7 @@ pub(super) struct CudaProgram {
     steps: u64,
     /// Tells this program from others.
     identity: Arc<()>,
-    recordings: HashMap<Bucket, Recording>,
+    recordings: Recordings,
     info: ProgramInfo,
     poison: bool,
 }
@@ -134,7 +134,7 @@ impl CudaProgram {
             slots: Slots::new(gpu),
             steps: 0,
             identity: Arc::default(),
-            recordings: HashMap::new(),
+            recordings: Recordings::default(),
             info: ProgramInfo { limits, precision, workspace_bytes },
             poison,
         })
@@ -166,11 +166,17 @@ impl CudaProgram {
             _ => count.next_power_of_two().min(most),
         };
         let longest = inputs.sequences.iter().map(|sequence| sequence.length()).max();
+        let splits = splits(longest.unwrap_or(1));
         Bucket {
             rows: up(inputs.tokens.len(), tokens),
             outputs: up(inputs.outputs.len(), outputs),
-            splits: splits(longest.unwrap_or(1)),
-            all_splits: all_splits(inputs.sequences),
+            splits,
+            // A single row wastes little, and would change its bucket often.
+            all_splits: if inputs.tokens.len() == 1 {
+                splits
+            } else {
+                all_splits(inputs.sequences)
+            },
             samples: !inputs.sampling.is_empty() && self.graph.sampled().is_some(),
         }
     }
@@ -186,7 +192,7 @@ impl CudaProgram {
             Op::Embed(op) => Some(self.graph.weight(op.table).rows),
             _ => None,
         });
-        let sampled = previous.map_or(0, |step| step.sampled);
+        let sampled = previous.map_or(0, |step| step.sampled.min(self.info.limits.outputs));
         for token in inputs.tokens {
             match *token {
                 Token::Id(id) if vocabulary.is_some_and(|rows| id as usize >= rows) => {
@@ -210,17 +216,17 @@ impl CudaProgram {
             return Ok(());
         }
         let count = step.sampled.min(self.info.limits.outputs);
-        step.tokens_on(&self.gpu)
-            .map_or(Ok(()), |host| host.upload(0..count * 4, &self.sampled, 0))
+        step.tokens_on(&self.gpu).map_or(Ok(()), |host| host.upload(0..count * 4, &self.sampled, 0))
     }
 
-    /// Starts the launches: as a recording, or one by one with a mark after each.
+    /// Starts the launches: a step of generated tokens as a recording, since the next ones are like it;
+    /// one with prompts in it one by one; with a mark after each where times are wanted.
     fn start(
         &mut self,
         bucket: Bucket,
-        want_times: bool,
+        inputs: &Inputs<'_>,
     ) -> Result<Vec<(usize, Mark)>, BackendError> {
-        if want_times {
+        if inputs.want_times {
             let mut times = vec![(0, Mark::timed(&self.gpu)?)];
             for stage in self.stages(bucket) {
                 self.gpu.launch(&stage.launch)?;
@@ -228,19 +234,69 @@ impl CudaProgram {
             }
             return Ok(times);
         }
-        if !self.recordings.contains_key(&bucket) {
+        if inputs.sequences.iter().any(|sequence| sequence.role == Role::Prefill) {
+            self.stages(bucket).iter().try_for_each(|stage| self.gpu.launch(&stage.launch))?;
+            return Ok(Vec::new());
+        }
+        if !self.recordings.replay(bucket, self.steps)? {
             let launches: Vec<_> =
                 self.stages(bucket).into_iter().map(|stage| stage.launch).collect();
-            let recording = Recording::new(&self.gpu, &launches)?;
-            self.recordings.insert(bucket, recording);
+            self.recordings.add(bucket, Recording::new(&self.gpu, &launches)?, self.steps);
+            self.recordings.replay(bucket, self.steps)?;
         }
-        self.recordings.get(&bucket).map_or(Ok(()), Recording::replay)?;
         Ok(Vec::new())
+    }
+
+    /// Brings a step's results to the host, and marks the end.
+    fn collect(
+        &self,
+        host: &mut HostBuffer,
+        sampled: usize,
+        logits: usize,
+    ) -> Result<Mark, BackendError> {
+        if sampled > 0 {
+            host.download(0, &self.sampled, 0..sampled * 4)?;
+        }
+        if logits > 0 {
+            let start = self.layout.plain(&self.graph, self.graph.logits());
+            host.download(sampled * 4, &self.arena, start..start + logits * 4)?;
+        }
+        Mark::new(&self.gpu)
     }
 
     /// Fills all work memory with NaN.
     fn poison(&self) -> Result<(), BackendError> {
         [&self.arena, &self.partials].into_iter().try_for_each(|it| it.fill(0xFF))
+    }
+}
+
+/// Recordings by what they were made for: those used last, as many as [`Recordings::MOST`].
+#[derive(Default)]
+struct Recordings(HashMap<Bucket, (Recording, u64)>);
+
+impl Recordings {
+    /// A recording of a few hundred launches takes about a megabyte of the device.
+    const MOST: usize = 32;
+
+    /// Starts the bucket's recording, at step `now`; `false` where there is none.
+    fn replay(&mut self, bucket: Bucket, now: u64) -> Result<bool, BackendError> {
+        let Some((recording, used)) = self.0.get_mut(&bucket) else { return Ok(false) };
+        *used = now;
+        recording.replay().map(|()| true)
+    }
+
+    /// Adds a recording, in place of the one that was not used for longest where there are many.
+    fn add(&mut self, bucket: Bucket, recording: Recording, now: u64) {
+        if self.0.len() >= Self::MOST {
+            let oldest =
+                self.0.iter().min_by_key(|(_, (_, used))| *used).map(|(&bucket, _)| bucket);
+            oldest.and_then(|oldest| self.0.remove(&oldest));
+        }
+        self.0.insert(bucket, (recording, now));
+    }
+
+    fn clear(&mut self) {
+        self.0.clear();
     }
 }
 
@@ -277,29 +333,25 @@ impl Program for CudaProgram {
             self.poison()?;
         }
         let bucket = self.bucket(inputs);
-        let times = self.start(bucket, inputs.want_times)?;
-
-        let logits = self.graph.logits();
-        let cols = self.graph.value(logits).cols;
+        let cols = self.graph.value(self.graph.logits()).cols;
         let sampled = if bucket.samples { inputs.outputs.len() } else { 0 };
-        let logit_count = if inputs.want_logits { inputs.outputs.len() * cols } else { 0 };
-        let mut host = self.slots.take((sampled + logit_count) * 4)?;
+        let logits = if inputs.want_logits { inputs.outputs.len() * cols } else { 0 };
+        let mut host = self.slots.take((sampled + logits) * 4)?;
+        // From here on `sampled` is no longer what the step before left.
         self.steps += 1;
-        if sampled > 0 {
-            host.download(0, &self.sampled, 0..sampled * 4)?;
-        }
-        if logit_count > 0 {
-            let start = self.layout.values[logits.index()].plain.unwrap_or(0);
-            host.download(sampled * 4, &self.arena, start..start + logit_count * 4)?;
-        }
+        let times = self.start(bucket, inputs)?;
+        let done = self.collect(&mut host, sampled, logits).inspect_err(|_| {
+            // What was put on the stream may still write to the host's memory.
+            _ = Mark::new(&self.gpu).and_then(|mark| mark.wait());
+        })?;
         Ok(Box::new(CudaStep {
             gpu: self.gpu.clone(),
             slots: self.slots.clone(),
             host: Some(host),
             number: (self.steps, self.identity.clone()),
             sampled,
-            logits: logit_count,
-            done: Mark::new(&self.gpu)?,
+            logits,
+            done,
             times,
             nodes: self.graph.nodes().len(),
         }))

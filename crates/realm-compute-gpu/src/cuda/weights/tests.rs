@@ -1,10 +1,12 @@
-//! Loading on the emulated device.
+//! Loading on a device.
+
+use std::time::Instant;
 
 use realm_conformance::random::Random;
 use realm_core::DType;
 
 use super::*;
-use crate::cuda::emulated;
+use crate::cuda::testing;
 
 fn info(name: &str, rows: usize, cols: usize, dtype: DType) -> WeightInfo {
     WeightInfo { name: name.into(), rows, cols, dtype }
@@ -14,7 +16,7 @@ fn info(name: &str, rows: usize, cols: usize, dtype: DType) -> WeightInfo {
 fn weights_arrive_in_slices() {
     let seed = Random::fresh_seed();
     println!("REALM_SEED={seed}");
-    let gpu = emulated::open(seed).unwrap();
+    let gpu = testing::gpu(seed);
     let loader = Loader::new(gpu);
     let mut random = Random::new(seed);
     // More than two staging buffers; then small ones, whose upload overlaps with it.
@@ -46,15 +48,11 @@ fn weights_arrive_in_slices() {
     let buffer = vector.vector.as_ref().unwrap();
     assert_eq!(buffer.read(0..buffer.bytes()).unwrap(), values.as_bytes());
     assert_eq!((vector.vector(), weights[0].2.vector()), (buffer.address(), 0));
-    let total: usize = weights.iter().map(|(_, data, _)| data.len()).sum();
-    let (bytes, seconds) = loader.loaded();
-    assert_eq!(bytes, total as u64);
-    assert!(seconds > 0.0);
 }
 
 #[test]
 fn bytes_that_do_not_fit_are_refused() {
-    let loader = Loader::new(emulated::open(1).unwrap());
+    let loader = Loader::new(testing::gpu(1));
     for (rows, cols, bytes) in [(4, 256, 143), (4, 255, 0), (usize::MAX, 512, 288)] {
         let info = info("blk.0.w", rows, cols, DType::Q4_K);
         match loader.load(&info, Bytes::from(vec![0; bytes])) {

@@ -38,11 +38,11 @@ fn everything_is_given_back() {
     let gpu = opened();
     let facts = gpu.facts();
     assert_eq!((facts.name.as_str(), facts.memory), ("cuda:0", Some(ROOM as u64)));
-    assert_eq!((facts.multiprocessors, facts.shared_memory), (132, 232_448));
+    assert_eq!((facts.shared_memory, facts.multiprocessor_shared_memory), (232_448, 233_472));
+    assert_eq!(facts.multiprocessors, 132);
     assert!(facts.description.starts_with("NVIDIA H100 80GB HBM3, 79.2 GiB"));
 
     let buffer = Buffer::new(&gpu, 1000, "a test").unwrap();
-    assert_eq!(gpu.free_memory(), Some(ROOM as u64 - 1000));
     buffer.fill(1).unwrap();
     buffer.write(10, &[1, 2, 3]).unwrap();
     assert_eq!(buffer.read(0..3).unwrap(), [0; 3]);
@@ -160,7 +160,6 @@ fn a_lost_device_says_so_at_once_and_ends_quietly() {
     ] {
         assert_eq!(failed(result), line);
     }
-    assert_eq!(gpu.free_memory(), None);
     drop((buffer, mark, recording, host));
     drop(gpu);
     assert_eq!(log(), [""; 0], "the driver was called though the device is lost");
@@ -188,6 +187,9 @@ fn a_failure_that_loses_nothing_can_be_followed_by_success() {
     Mark::new(&gpu).unwrap().wait().unwrap();
 }
 
+/// All shared memory that there is, for every kernel.
+const CARVE_OUT: &str = "cuFuncSetAttribute 9 100";
+
 #[test]
 fn launches_carry_what_they_are_given() {
     let gpu = opened();
@@ -201,12 +203,14 @@ fn launches_carry_what_they_are_given() {
         [
             "cuModuleLoadData",
             "cuModuleGetFunction k",
+            CARVE_OUT,
             &format!("{start} 0 stream 2 [1, 2, 3, 4] overlaps"),
             "cuFuncSetAttribute 8 1000",
             "cuLaunchKernelEx k [7, 1, 2] [64, 1, 1] shared 1000 stream 2 [1, 2, 3, 4] overlaps",
             &format!("{start} 500 stream 2 [1, 2, 3, 4] overlaps"),
             "cuModuleLoadData",
             "cuModuleGetFunction m",
+            CARVE_OUT,
             "cuLaunchKernelEx m [2, 3, 1] [64, 1, 1] shared 0 stream 2 [1, 2, 3, 4] overlaps",
         ]
     );
@@ -270,7 +274,9 @@ fn recordings_keep_the_order_and_run_on_the_stream() {
         [
             "cuModuleLoadData",
             "cuModuleGetFunction k",
+            CARVE_OUT,
             "cuModuleGetFunction l",
+            CARVE_OUT,
             "cuStreamBeginCapture 3 mode 1",
             &started("k"),
             &started("l"),

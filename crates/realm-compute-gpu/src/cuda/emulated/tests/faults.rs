@@ -39,6 +39,10 @@ fn every_fault_is_named() {
         (19, "its stack is too small"),
         (21, "races with thread"),
         (22, "atomic_add: an atomic operation of 4 bytes"),
+        (23, "ended while a copy_bulk was on its way"),
+        (24, "waits for a copy_bulk that nobody began"),
+        (25, "call copy_bulk with different operands"),
+        (26, "races with thread"),
     ];
     for (what, part) in expected {
         for seed in [what.into(), 1000] {

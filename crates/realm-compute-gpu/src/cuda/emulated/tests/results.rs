@@ -167,6 +167,15 @@ fn copies_land_at_their_wait() {
 }
 
 #[test]
+fn copies_of_warps_land_at_their_barrier() {
+    let from: Vec<u32> = (0..96).map(|i| i * 7 + 3).collect();
+    let to = run("bulk_copies", [1, 32], &from, &[0; 128], (0, 0));
+    for (t, to) in to.chunks(4).enumerate() {
+        assert_eq!(to, [u32::MAX, from[t], from[64 + 31 - t], from[32 + t]], "lane {t}");
+    }
+}
+
+#[test]
 fn barriers_order_what_threads_share() {
     let found = run("neighbours", [1, 128], &[0], &[0; 128], (0, 0));
     let mut bytes = [0u8; 512];

@@ -116,6 +116,7 @@ fn run(
     let sinks = sinks.map(|sinks| testing::floats(gpu, sinks));
     let row = how.form.data_bytes(1, cols);
     let target = Buffer::new(gpu, rows * row, "results").unwrap();
+    target.fill(0xff).unwrap();
     let bytes = partial_bytes(spec, how.rows_per_pass, how.splits);
     let partials = Buffer::new(gpu, bytes, "partial sums").unwrap();
     let launches = attention(&AttentionArgs {
@@ -209,8 +210,9 @@ fn check(setup: &Setup, random: &mut Random, spec: &AttentionSpec, with_sinks: b
     let at = |length: usize| length.saturating_sub(rows)..length;
     let (parts, step) = (setup.parts(at), setup.step(at));
     let query = testing::normals(random, step.rows * spec.heads * spec.head_dim);
-    // Sharper scores: references change, and some weights all but vanish.
-    let query: Vec<f32> = query.iter().map(|x| x * 4.0).collect();
+    // Sharper scores, whatever the scale: references change, and some weights all but vanish.
+    let sharpen = 4.0 / (spec.scale * (spec.head_dim as f32).sqrt());
+    let query: Vec<f32> = query.iter().map(|x| x * sharpen).collect();
     let sinks = with_sinks.then(|| testing::normals(random, spec.heads));
     supports(spec, &setup.pool).unwrap();
     let how = How::plain(setup, &step);
@@ -223,7 +225,7 @@ fn check(setup: &Setup, random: &mut Random, spec: &AttentionSpec, with_sinks: b
     let error = error(&found, &expected);
     let (layer, kv_type) = (setup.pool.layer(LAYER), setup.pool.spec().kv_type);
     println!("{kv_type} {spec:?} on {layer:?}: {error:e}");
-    assert!(error < 2e-6, "{kv_type} {spec:?} on {layer:?}: {error:e}");
+    assert!(error < 3e-6, "{kv_type} {spec:?} on {layer:?}: {error:e}");
 }
 
 #[test]
@@ -277,6 +279,20 @@ fn prompts_are_attended_row_by_row() {
         let layer = KvLayer { heads: 1, head_dim: 32 };
         let setup = Setup::new(&gpu, &mut random, layer, kv_type, &[70, 3]);
         check(&setup, &mut random, &spec(2, 32, Mask::CAUSAL), false, 100);
+    }
+}
+
+/// Parts of 16 bits have too small a range for these.
+#[test]
+fn queries_may_be_large_or_small() {
+    let (gpu, mut random) = testing::device();
+    for kv_type in KV_TYPES {
+        let layer = KvLayer { heads: 1, head_dim: 96 };
+        let setup = Setup::new(&gpu, &mut random, layer, kv_type, &[1, 90, 300]);
+        for scale in [1e-30, 1e-9, 1e6, 1e25] {
+            let spec = AttentionSpec { scale, ..spec(4, 96, Mask::CAUSAL) };
+            check(&setup, &mut random, &spec, false, 1);
+        }
     }
 }
 
@@ -409,12 +425,9 @@ fn heads_that_the_kernels_cannot_take_are_named() {
 fn variants_fit_the_smallest_devices_shared_memory() {
     for head_dim in HEAD_DIMS {
         for group in [1, 2, 4, 5, 8, 71] {
-            let variant = Variant::new(head_dim, group);
-            assert!(
-                variant.dim >= head_dim && variant.dim.is_multiple_of(variant.lanes),
-                "{variant:?}"
-            );
             for kv_type in KV_TYPES {
+                let variant = Variant::new(kv_type, head_dim, group);
+                assert!(variant.dim >= head_dim, "{variant:?}");
                 // Two blocks on a multiprocessor of sm_80.
                 assert!(variant.shared(kv_type) <= 80 << 10, "{variant:?}, {kv_type}");
             }

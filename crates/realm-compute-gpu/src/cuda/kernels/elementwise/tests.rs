@@ -1,4 +1,4 @@
-//! On the emulated device, against the definitions in f64. Every op is run to every form: the bits must
+//! Against the definitions in f64. Every op is run to every form: the bits must
 //! be the rounded f32 results, pads zero, and rows beyond the step's count untouched.
 
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use realm_core::DType;
 
 use super::*;
 use crate::cuda::{
-    emulated,
     gpu::{Buffer, Gpu},
+    testing,
 };
 
 /// Odd and even, within and beyond what threads keep in registers, for loads of 4 and of 16 bytes.
@@ -30,7 +30,7 @@ impl Rig {
     fn new(name: &str, cols: usize) -> Self {
         let seed = Random::fresh_seed();
         println!("REALM_SEED={seed} {name} of {cols} columns");
-        let gpu = emulated::open(seed).unwrap();
+        let gpu = testing::gpu(seed);
         let mut random = Random::new(seed).named(name);
         let rows = 1 + random.below(4);
         let bucket = rows + random.below(3);

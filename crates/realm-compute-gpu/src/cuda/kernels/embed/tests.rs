@@ -1,4 +1,4 @@
-//! On the emulated device, against the core's decoders, bit by bit.
+//! Against the core's decoders, bit by bit.
 
 use realm_conformance::random::Random;
 use realm_core::{Bytes, DType, graph::WeightInfo};
@@ -6,9 +6,9 @@ use zerocopy::IntoBytes as _;
 
 use super::*;
 use crate::cuda::{
-    emulated,
     gpu::Buffer,
     step::{Counts, PREVIOUS, Row},
+    testing,
     weights::Loader,
 };
 
@@ -16,7 +16,7 @@ use crate::cuda::{
 fn rows_are_the_tables_rows() {
     let seed = Random::fresh_seed();
     println!("REALM_SEED={seed}");
-    let gpu = emulated::open(seed).unwrap();
+    let gpu = testing::gpu(seed);
     let (loader, mut random) = (Loader::new(gpu.clone()), Random::new(seed).named("embed"));
     let buffer = |bytes: &[u8]| {
         let buffer = Buffer::new(&gpu, bytes.len(), "test data").unwrap();

@@ -71,6 +71,7 @@ fn rows_are_rotated_by_their_positions() {
             let values = testing::normals(&mut random, rows * heads * dim);
             let input = testing::floats(&gpu, &values);
             let output = Buffer::new(&gpu, input.bytes(), "rotated").unwrap();
+            output.fill(0xff).unwrap();
             // In place, too.
             for to in [&output, &input] {
                 let (input, output) = (input.address(), to.address());
