@@ -84,8 +84,8 @@ def page(kernels, version):
         "Written by `bench/gpu/kernels.py` from what `ptxas -v` says of each kernel; a row a unit of",
         "`build/manifest.rs`. Shared memory is what a kernel declares itself: most of what it uses is asked",
         "for at the launch. Local memory that is no spill is not counted.", "",
-        f"{datetime.date.today().isoformat()}, {version}: {len(kernels)} kernels. "
-        + (f"Spilled registers: {named}." if spilling else "No kernel spills registers."), "",
+        f"{datetime.date.today().isoformat()}, {version}: {len({kernel[:2] for kernel in kernels})} kernels. "
+        + (f"Spilled registers: {named}." if spilling else "None spills registers."), "",
         *table(kernels),
     ]
     return "\n".join(lines) + "\n"
@@ -115,7 +115,7 @@ def main():
               for kernel in kernels if kernel[4]]
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
-    print(f"{len(kernels)} kernels for {args.archs}, {len(faults)} spill registers")
+    print(f"{len({kernel[:2] for kernel in kernels})} kernels for {args.archs}; spills: {len(faults)}")
     sys.exit(1 if faults and args.check else 0)
 
 

@@ -13,7 +13,7 @@
 #
 # Options:
 #   --out DIR        results and logs (default: results beside this script)
-#   --scratch DIR    where the programs are unpacked (80 MB) and the 8B model (4.9 GB) goes; programs
+#   --scratch DIR    where the programs are unpacked (64 MB) and the 8B model (4.9 GB) goes; programs
 #                    must be allowed to run there (default: realm-bundle-UID in TMPDIR or /tmp)
 #   --budget SECONDS what all parts together may take; each also has its own limit (default: 3600)
 #   --quick          fewer repetitions

@@ -34,7 +34,7 @@ pub(crate) fn engine(
         match loaded.map_err(CliError::engine(path))? {
             Loaded::Engine(engine) => break *engine,
             // Another device takes the model: that one's plan is said before it is loaded, too.
-            Loaded::Moved(next) => placement = next,
+            Loaded::Moved(next) => placement = *next,
         }
     };
     if options.context.is_some_and(|context| context > model.context()) {

@@ -88,3 +88,38 @@ fn a_split_model_says_what_is_where() {
     let devices = json["memory"]["devices"].as_array().unwrap();
     assert_eq!((devices.len(), &devices[1]["layers"]), (2, &1.into()));
 }
+
+/// Ctrl-C while the device computes ends the process at once, by the signal.
+#[cfg(all(unix, feature = "cuda-emulated"))]
+#[test]
+fn an_interrupt_in_a_step_ends_the_process() {
+    use std::{
+        io::Read,
+        os::unix::process::ExitStatusExt,
+        process::Command,
+        time::{Duration, Instant},
+    };
+
+    let folder = tempfile::tempdir().unwrap();
+    let model = folder.path().join("model.gguf");
+    realm(args!["synth", "tiny", "--type", "q4_k_m", model]).good();
+    let args = args!["run", "-m", model, "--ids", "1,2,3", "--print-ids", "--ignore-eos"];
+    let rest = "-n 100000 --temperature 0 --device cuda-emulated".split(' ').map(Into::into);
+    let mut child = common::command(args.into_iter().chain(rest)).spawn().unwrap();
+    // The first token is there: the next one is being computed, and many after it.
+    child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let kill = format!("kill -INT {}", child.id());
+    assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            break status;
+        }
+        if start.elapsed() > Duration::from_secs(20) {
+            child.kill().unwrap();
+            panic!("the process goes on after an interrupt");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(status.signal(), Some(2), "{status}");
+}

@@ -401,6 +401,38 @@ mod tests {
     }
 
     #[test]
+    fn each_device_that_is_passed_over_has_its_cause() {
+        let device = |name: &str, software, usable| GpuDevice {
+            name: name.into(),
+            description: String::new(),
+            memory: None,
+            software,
+            usable,
+        };
+        let missing = Reason::NotBuiltIn { feature: "x" };
+        let devices = vec![
+            device("wgpu:0", false, Err(missing.clone())),
+            device("wgpu:1", true, Ok(())),
+            device("wgpu:2", false, Ok(())),
+        ];
+        let probe = Probe { backend: "wgpu", devices: Ok(devices) };
+        let causes = |probe: &Probe, wanted| {
+            open_first(candidates(probe, wanted), &options(wanted, false)).err().unwrap()
+        };
+        let all = causes(&probe, "wgpu");
+        let starts = ["wgpu:0: not built in", "wgpu:1: computes on the CPU", "wgpu:2: "];
+        assert_eq!(all.len(), starts.len());
+        for (cause, start) in all.iter().zip(starts) {
+            assert!(cause.starts_with(start), "{all:?}");
+        }
+        assert!(matches!(&causes(&probe, "wgpu:0")[..], [one] if *one == all[0]));
+        assert!(!causes(&probe, "wgpu:1")[0].contains("computes on the CPU"));
+        assert!(causes(&probe, "wgpu:7").is_empty());
+        let none = Probe { backend: "wgpu", devices: Err(missing) };
+        assert_eq!(causes(&none, "wgpu"), ["wgpu: not built in; build with --features x"]);
+    }
+
+    #[test]
     fn the_test_device_is_taken_by_name_alone() {
         assert!(refusal(EMULATED, true).contains("--require-gpu"));
         let listed = list(&DeviceOptions::default()).iter().any(|report| report.name == EMULATED);

@@ -48,7 +48,7 @@ pub enum Loaded {
     Engine(Box<Engine>),
     /// The device failed. This is where the model goes in its place; nothing is loaded there yet. The
     /// first of its notes says why.
-    Moved(Placement),
+    Moved(Box<Placement>),
 }
 
 /// Where the layers go on one device.
@@ -227,7 +227,7 @@ impl Device {
         let passed = passed.iter().map(|cause| format!("passed over: {cause}"));
         let notes = [format!("{to}: {cause}")].into_iter().chain(passed);
         placement.notes = notes.chain(std::mem::take(&mut placement.notes)).collect();
-        Ok(Loaded::Moved(placement))
+        Ok(Loaded::Moved(Box::new(placement)))
     }
 }
 

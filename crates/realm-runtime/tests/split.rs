@@ -255,7 +255,7 @@ fn a_card_that_fills_up_while_loading_is_left_for_the_cpu_by_auto_alone() {
                     let said = placement.notes().join("|");
                     // Nobody has to choose another device: one was chosen.
                     assert!(!said.contains("--device"), "{said}");
-                    let loaded = device.load(&model, placement, &mut |_| {}).unwrap();
+                    let loaded = device.load(&model, *placement, &mut |_| {}).unwrap();
                     assert!(matches!(loaded, Loaded::Engine(_)));
                     said
                 }
@@ -288,7 +288,7 @@ fn load(device: &mut Device, model: &Model) -> Result<(Engine, Vec<String>), Run
         said.extend(placement.notes().iter().cloned());
         match device.load(model, placement, &mut |_| {})? {
             Loaded::Engine(engine) => return Ok((*engine, said)),
-            Loaded::Moved(next) => placement = next,
+            Loaded::Moved(next) => placement = *next,
         }
     }
 }

@@ -49,7 +49,7 @@ fn main() -> ExitCode {
         }
     }
     if !arguments.list {
-        println!("{}: each device alone has these", WHOLE.join(", "));
+        println!("not for splits, as their graphs have no layers: {}", WHOLE.join(", "));
     }
     for (variant, backend) in devices {
         for case in model::cases(&mut Random::new(seed).named("model")) {
