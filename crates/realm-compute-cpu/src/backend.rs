@@ -102,14 +102,7 @@ impl CpuBackend {
 
     /// Measures the memory's read bandwidth and the arithmetic peak of a precision's inner loop.
     pub fn roofline(&self, precision: Precision) -> Roofline {
-        roofline::measure(&self.pool, self.isa, self.resolve(precision))
-    }
-
-    fn resolve(&self, precision: Precision) -> Precision {
-        match precision {
-            Precision::Auto => self.info.auto_precision,
-            other => other,
-        }
+        roofline::measure(&self.pool, self.isa, self.info.resolve(precision))
     }
 }
 
@@ -141,7 +134,7 @@ impl Backend for CpuBackend {
     }
 
     fn workspace_bytes(&self, graph: &Graph, options: &CompileOptions) -> usize {
-        let precision = self.resolve(options.precision);
+        let precision = self.info.resolve(options.precision);
         CpuProgram::workspace_bytes(graph, &CompileOptions { precision, ..*options })
     }
 
@@ -152,7 +145,8 @@ impl Backend for CpuBackend {
         options: &CompileOptions,
     ) -> Result<Box<dyn Program>, BackendError> {
         let (weights, kv) = bindings.downcast(graph, NAME)?;
-        let options = CompileOptions { precision: self.resolve(options.precision), ..*options };
+        let options =
+            CompileOptions { precision: self.info.resolve(options.precision), ..*options };
         let parts = (self.pool.clone(), self.isa);
         Ok(Box::new(CpuProgram::new(parts, graph, weights, kv, options)?))
     }

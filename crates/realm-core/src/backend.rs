@@ -105,6 +105,16 @@ pub struct DeviceInfo {
     pub asynchronous: bool,
 }
 
+impl DeviceInfo {
+    /// A precision that was asked for, [`Precision::Auto`] as the device means it.
+    pub fn resolve(&self, precision: Precision) -> Precision {
+        match precision {
+            Precision::Auto => self.auto_precision,
+            other => other,
+        }
+    }
+}
+
 /// The most that one step may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

@@ -3,18 +3,15 @@
 
 mod common;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Arc, atomic::Ordering::Relaxed},
-};
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-use common::{VOCABULARY, model, model_breaking_at, model_with, pretend::Pretend};
+use common::{
+    VOCABULARY, finish, finish_with, model, model_breaking_at, model_with, pretend::Pretend,
+};
 use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::random::Random;
 use realm_core::{DType, backend::Backend, reference::ReferenceBackend};
-use realm_runtime::{
-    Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams, SequenceId,
-};
+use realm_runtime::{Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams};
 
 fn cpu() -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }))
@@ -36,26 +33,6 @@ fn request(random: &mut Random) -> Request {
     Request { prompt, max_tokens: 1 + random.below(30), sampling, stop_tokens }
 }
 
-type Texts = BTreeMap<SequenceId, (Vec<u32>, Option<Finish>)>;
-
-/// Runs everything to its end; `between` is called before each step.
-fn finish(engine: &mut Engine, mut between: impl FnMut(&mut Engine, usize)) -> Texts {
-    let mut texts = Texts::new();
-    let mut steps = 0;
-    while !engine.is_idle() {
-        between(engine, steps);
-        for event in engine.step().unwrap() {
-            let text = texts.entry(event.sequence).or_default();
-            assert_eq!(text.1, None, "a token after the last one");
-            text.0.push(event.token);
-            text.1 = event.finish;
-        }
-        steps += 1;
-        assert!(steps < 5_000, "the engine does not come to an end");
-    }
-    texts
-}
-
 #[test]
 fn texts_are_the_same() {
     let seed = Random::fresh_seed();
@@ -72,21 +49,21 @@ fn texts_are_the_same() {
         for request in &requests {
             plain.submit(request.clone()).unwrap();
         }
-        let expected = finish(&mut plain, |_, _| {});
+        let expected = finish(&mut plain);
         for (places, step_tokens) in [(1, 512), (4, 512), (3, 7), (12, 16), (1, 1)] {
             let pretend = Arc::new(Pretend::new(device(), "pretend").asynchronous());
             let mut engine = engine(&model, pretend.clone(), places, step_tokens);
             for request in &requests {
                 engine.submit(request.clone()).unwrap();
             }
-            let found = finish(&mut engine, |_, _| {});
+            let found = finish(&mut engine);
             assert_eq!(found, expected, "{places} places, {step_tokens} tokens a step");
             assert!(pretend.watch.ahead.load(Relaxed) > 10, "nothing was started ahead");
             // All blocks are free again: as many sequences as at first can run.
             for request in &requests[..places.min(requests.len())] {
                 engine.submit(request.clone()).unwrap();
             }
-            assert_eq!(finish(&mut engine, |_, _| {}).len(), places.min(requests.len()));
+            assert_eq!(finish(&mut engine).len(), places.min(requests.len()));
         }
     }
 }
@@ -102,13 +79,13 @@ fn requests_that_come_and_go_leave_the_others_as_they_are() {
     let mut expected = Vec::new();
     for request in &requests {
         let id = plain.submit(request.clone()).unwrap();
-        expected.push(finish(&mut plain, |_, _| {}).remove(&id).unwrap());
+        expected.push(finish(&mut plain).remove(&id).unwrap());
     }
     let pretend = Arc::new(Pretend::new(cpu(), "pretend").asynchronous());
     let mut engine = engine(&model, pretend, 3, 24);
     let mut ids = vec![engine.submit(requests[0].clone()).unwrap()];
     let mut cancelled = Vec::new();
-    let texts = finish(&mut engine, |engine, _| {
+    let texts = finish_with(&mut engine, |engine, _| {
         while ids.len() < requests.len() && random.below(2) == 0 {
             ids.push(engine.submit(requests[ids.len()].clone()).unwrap());
         }
@@ -140,7 +117,7 @@ fn no_step_is_wasted_where_the_end_is_known() {
             let sampling = SamplingParams::GREEDY;
             let request = Request { prompt: vec![1, 2], max_tokens, sampling, stop_tokens: vec![] };
             engine.submit(request).unwrap();
-            finish(&mut engine, |_, _| {});
+            finish(&mut engine);
         }
         let [steps, ahead, read] =
             [&pretend.watch.steps, &pretend.watch.ahead, &pretend.watch.read]
@@ -158,12 +135,12 @@ fn a_stop_token_costs_one_step_whose_blocks_are_free_afterwards() {
     let sampling = SamplingParams::GREEDY;
     let base = Request { prompt: vec![5, 6], max_tokens: 30, sampling, stop_tokens: vec![] };
     let id = engine.submit(base.clone()).unwrap();
-    let (tokens, _) = finish(&mut engine, |_, _| {}).remove(&id).unwrap();
+    let (tokens, _) = finish(&mut engine).remove(&id).unwrap();
     let stop = tokens[4];
     let first = tokens.iter().position(|&token| token == stop).unwrap();
     let steps = pretend.watch.steps.load(Relaxed);
     let id = engine.submit(Request { stop_tokens: vec![stop], ..base.clone() }).unwrap();
-    let (cut, end) = finish(&mut engine, |_, _| {}).remove(&id).unwrap();
+    let (cut, end) = finish(&mut engine).remove(&id).unwrap();
     assert_eq!((&cut[..], end), (&tokens[..=first], Some(Finish::Stop)));
     let taken = pretend.watch.steps.load(Relaxed) - steps;
     assert_eq!(taken, first + 2);
@@ -178,7 +155,7 @@ fn a_stop_token_costs_one_step_whose_blocks_are_free_afterwards() {
         .unwrap();
     assert_eq!(rows, prompt.len());
     let id = engine.submit(base).unwrap();
-    assert_eq!(finish(&mut engine, |_, _| {}).remove(&id).unwrap().0, tokens);
+    assert_eq!(finish(&mut engine).remove(&id).unwrap().0, tokens);
 }
 
 #[test]
@@ -214,7 +191,7 @@ fn a_sequence_without_a_token_ends_alone() {
     let mut plain = engine(&model, cpu(), 1, 512);
     let alone = [&b, &c].map(|request| {
         let id = plain.submit(request.clone()).unwrap();
-        finish(&mut plain, |_, _| {}).remove(&id).unwrap()
+        finish(&mut plain).remove(&id).unwrap()
     });
     // Refused as the CPU does it, computed as a GPU does it, and not started ahead at all.
     for (asynchronous, stand_in) in
@@ -232,12 +209,12 @@ fn a_sequence_without_a_token_ends_alone() {
         let both = if stand_in.is_some() { 2 } else { 1 };
         assert_eq!(pretend.watch.steps.load(Relaxed), both, "the next step was under way or not");
         assert!(!engine.cancel(of_a), "it has ended");
-        let mut texts = finish(&mut engine, |_, _| {});
+        let mut texts = finish(&mut engine);
         assert_eq!([of_b, of_c].map(|id| texts.remove(&id).unwrap()), alone);
         assert!(texts.is_empty(), "{texts:?}");
         // What A left in its blocks harms nobody.
         let ids = [&c, &b, &b].map(|request| engine.submit(request.clone()).unwrap());
-        let mut texts = finish(&mut engine, |_, _| {});
+        let mut texts = finish(&mut engine);
         let [of_b, of_c] = &alone;
         assert_eq!(ids.map(|id| texts.remove(&id).unwrap()), [of_c, of_b, of_b].map(Clone::clone));
     }
@@ -250,7 +227,7 @@ fn a_failed_step_can_be_tried_again() {
     let request = Request { prompt: vec![9; 20], max_tokens: 12, sampling, stop_tokens: vec![] };
     let mut plain = engine(&model, cpu(), 1, 8);
     plain.submit(request.clone()).unwrap();
-    let expected: Vec<_> = finish(&mut plain, |_, _| {}).into_values().collect();
+    let expected: Vec<_> = finish(&mut plain).into_values().collect();
     for lost_after in 0..14 {
         let mut pretend = Pretend::new(cpu(), "pretend").asynchronous();
         pretend.lost_after = Some(lost_after);

@@ -2,9 +2,9 @@
 
 mod common;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use common::{CONTEXT, VOCABULARY, model, model_with};
+use common::{CONTEXT, VOCABULARY, finish, model, model_with};
 use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::{random::Random, run::distance};
 use realm_core::{
@@ -12,9 +12,7 @@ use realm_core::{
     backend::{Backend, KvType, Precision},
     reference::ReferenceBackend,
 };
-use realm_runtime::{
-    Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams, SequenceId,
-};
+use realm_runtime::{Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams};
 
 fn cpu(threads: usize) -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }))
@@ -30,23 +28,6 @@ fn request(random: &mut Random) -> Request {
     let seed = u64::from(random.word());
     let sampling = SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.01, seed };
     Request { prompt, max_tokens: 1 + random.below(20), sampling, stop_tokens: vec![7] }
-}
-
-/// Runs everything that was submitted and gives each sequence's tokens.
-fn finish(engine: &mut Engine) -> BTreeMap<SequenceId, (Vec<u32>, Option<Finish>)> {
-    let mut texts: BTreeMap<_, (Vec<u32>, Option<Finish>)> = BTreeMap::new();
-    let mut steps = 0;
-    while !engine.is_idle() {
-        for event in engine.step().unwrap() {
-            let text = texts.entry(event.sequence).or_default();
-            assert_eq!(text.1, None, "a token after the last one");
-            text.0.push(event.token);
-            text.1 = event.finish;
-        }
-        steps += 1;
-        assert!(steps < 5_000, "the engine does not come to an end");
-    }
-    texts
 }
 
 #[test]

@@ -79,26 +79,16 @@ struct LaneShape {
     }
 };
 
-// The lane of a group that `reduce` gives a score to.
+// The lane of a group that `reduce` gives a score to, and the score that it gives a lane: the bits of
+// either, below COUNT, in reverse order give the other.
 template <u32 COUNT>
-DEVICE u32 holder(u32 score) {
-    u32 lane = 0;
+DEVICE u32 reversed(u32 from) {
+    u32 to = 0;
 #pragma unroll
     for (u32 bit = 1, half = COUNT / 2; half > 0; bit *= 2, half /= 2) {
-        if (score & half) lane |= bit;
+        if (from & half) to |= bit;
     }
-    return lane;
-}
-
-// The score that `reduce` gives a lane.
-template <u32 COUNT>
-DEVICE u32 held(u32 lane) {
-    u32 score = 0;
-#pragma unroll
-    for (u32 bit = 1, half = COUNT / 2; half > 0; bit *= 2, half /= 2) {
-        if (lane & bit) score |= half;
-    }
-    return score;
+    return to;
 }
 
 // Adds the shares that a group's lanes have of COUNT scores. Each exchange halves the scores that a lane
@@ -160,14 +150,14 @@ struct Softmax {
     }
 
     static DEVICE float from_holder(float value, u32 score) {
-        return shuffle(value, lane() / S::LANES * S::LANES + holder<S::SCORES>(score));
+        return shuffle(value, lane() / S::LANES * S::LANES + reversed<S::SCORES>(score));
     }
 };
 
 template <class S>
 DEVICE void score(const AttentionParams& p, const Stream<S>& stream, u32 half,
                   const float (&query)[S::HEADS][S::SIZE], float (&scores)[S::ROUNDS]) {
-    const u32 mine = held<S::SCORES>(lane() % S::LANES) / S::HEADS;
+    const u32 mine = reversed<S::SCORES>(lane() % S::LANES) / S::HEADS;
     const u32 token = stream.piece(half) * S::PIECE + lane() / S::LANES;
 #pragma unroll
     for (u32 round = 0; round < S::ROUNDS; round++) {
@@ -271,9 +261,9 @@ struct LaneWarp {
     // Stores the sums [PARTS, HEADS, DIM], and [PARTS, HEADS] references and totals.
     DEVICE void put(float* to_sums, float* references, float* totals) const {
         const u32 part = thread_index() / S::LANES * S::HEADS, in_group = lane() % S::LANES;
-        if (in_group < S::SCORES && held<S::SCORES>(in_group) < S::HEADS) {
-            references[part + held<S::SCORES>(in_group)] = softmax.reference;
-            totals[part + held<S::SCORES>(in_group)] = softmax.total;
+        if (in_group < S::SCORES && reversed<S::SCORES>(in_group) < S::HEADS) {
+            references[part + reversed<S::SCORES>(in_group)] = softmax.reference;
+            totals[part + reversed<S::SCORES>(in_group)] = softmax.total;
         }
 #pragma unroll
         for (u32 head = 0; head < S::HEADS; head++) {

@@ -198,17 +198,7 @@ struct GluParams {
 };
 
 KERNEL(glu, GluParams, THREADS) {
-    u32 row;
-    if (!begin(p.map.count, row)) return;
-    const float* gate = p.map.row(row);
-    const float* up = p.up + size_t(row) * p.map.cols;
-    store_share(p.map, row, [&](auto pack, u32 col) {
-        constexpr int WIDTH = decltype(pack)::width;
-        Pack<WIDTH> x = load<WIDTH>(gate, col);
-        const Pack<WIDTH> y = load<WIDTH>(up, col);
-        for (int e = 0; e < WIDTH; e++) x.v[e] = activate(p.activation, x.v[e]) * y.v[e];
-        return x;
-    });
+    store_each(p.map, p.up, [&](float gate, float up) { return activate(p.activation, gate) * up; });
 }
 
 struct AddParams {
@@ -217,17 +207,7 @@ struct AddParams {
 };
 
 KERNEL(add, AddParams, THREADS) {
-    u32 row;
-    if (!begin(p.map.count, row)) return;
-    const float* left = p.map.row(row);
-    const float* right = p.right + size_t(row) * p.map.cols;
-    store_share(p.map, row, [&](auto pack, u32 col) {
-        constexpr int WIDTH = decltype(pack)::width;
-        Pack<WIDTH> x = load<WIDTH>(left, col);
-        const Pack<WIDTH> y = load<WIDTH>(right, col);
-        for (int e = 0; e < WIDTH; e++) x.v[e] += y.v[e];
-        return x;
-    });
+    store_each(p.map, p.right, [](float left, float right) { return left + right; });
 }
 
 struct FactorParams {
@@ -238,27 +218,11 @@ struct FactorParams {
 };
 
 KERNEL(scale, FactorParams, THREADS) {
-    u32 row;
-    if (!begin(p.map.count, row)) return;
-    const float* input = p.map.row(row);
-    store_share(p.map, row, [&](auto pack, u32 col) {
-        constexpr int WIDTH = decltype(pack)::width;
-        Pack<WIDTH> x = load<WIDTH>(input, col);
-        for (int e = 0; e < WIDTH; e++) x.v[e] *= p.factor;
-        return x;
-    });
+    store_each(p.map, [&](float x) { return x * p.factor; });
 }
 
 KERNEL(soft_cap, FactorParams, THREADS) {
-    u32 row;
-    if (!begin(p.map.count, row)) return;
-    const float* input = p.map.row(row);
-    store_share(p.map, row, [&](auto pack, u32 col) {
-        constexpr int WIDTH = decltype(pack)::width;
-        Pack<WIDTH> x = load<WIDTH>(input, col);
-        for (int e = 0; e < WIDTH; e++) x.v[e] = p.factor * tanhf(x.v[e] / p.factor);
-        return x;
-    });
+    store_each(p.map, [&](float x) { return p.factor * tanhf(x / p.factor); });
 }
 
 struct GatherParams {

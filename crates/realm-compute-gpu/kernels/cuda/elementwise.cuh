@@ -105,6 +105,36 @@ DEVICE void store_share(const Map& map, u32 row, F f) {
     }
 }
 
+// Stores f of each element, in the block's share of its row, where the step has such a row.
+template <class F>
+DEVICE void store_each(const Map& map, F f) {
+    u32 row;
+    if (!begin(map.count, row)) return;
+    const float* input = map.row(row);
+    store_share(map, row, [&](auto pack, u32 col) {
+        constexpr int WIDTH = decltype(pack)::width;
+        Pack<WIDTH> x = load<WIDTH>(input, col);
+        for (int e = 0; e < WIDTH; e++) x.v[e] = f(x.v[e]);
+        return x;
+    });
+}
+
+// The same of each element and that of `others`, rows of as many columns.
+template <class F>
+DEVICE void store_each(const Map& map, const float* others, F f) {
+    u32 row;
+    if (!begin(map.count, row)) return;
+    const float* input = map.row(row);
+    const float* other = others + size_t(row) * map.cols;
+    store_share(map, row, [&](auto pack, u32 col) {
+        constexpr int WIDTH = decltype(pack)::width;
+        Pack<WIDTH> x = load<WIDTH>(input, col);
+        const Pack<WIDTH> y = load<WIDTH>(other, col);
+        for (int e = 0; e < WIDTH; e++) x.v[e] = f(x.v[e], y.v[e]);
+        return x;
+    });
+}
+
 // The sum over a team: a warp, or the block, which then uses `partial`, a float a warp. In an order that
 // only the team's size decides.
 template <u32 TEAM>

@@ -64,7 +64,7 @@ impl Backend for CudaBackend {
     }
 
     fn workspace_bytes(&self, graph: &Graph, options: &CompileOptions) -> usize {
-        let precision = program::resolve(options.precision);
+        let precision = self.info.resolve(options.precision);
         CudaProgram::workspace_bytes(graph, &CompileOptions { precision, ..*options })
     }
 
@@ -75,7 +75,7 @@ impl Backend for CudaBackend {
         options: &CompileOptions,
     ) -> Result<Box<dyn Program>, BackendError> {
         let (weights, kv) = bindings.downcast(graph, &self.info.name)?;
-        let precision = program::resolve(options.precision);
+        let precision = self.info.resolve(options.precision);
         let options = CompileOptions { precision, ..*options };
         Ok(Box::new(CudaProgram::new(&self.gpu, graph, weights, kv, options)?))
     }

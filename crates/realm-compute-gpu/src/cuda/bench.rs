@@ -177,7 +177,7 @@ impl Scale {
 }
 
 /// Formats of products that have rows: those of the ledger, then the other floats.
-const FORMATS: [DType; 9] = [
+pub(super) const FORMATS: [DType; 9] = [
     DType::Q4_K,
     DType::Q5_K,
     DType::Q6_K,

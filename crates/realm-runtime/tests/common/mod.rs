@@ -3,12 +3,12 @@
 
 pub(crate) mod pretend;
 
-use std::io::Write;
+use std::{collections::BTreeMap, io::Write};
 
 use realm_conformance::random::Random;
 use realm_core::DType;
 use realm_gguf::{GgufFile, GgufWriter};
-use realm_runtime::Model;
+use realm_runtime::{Engine, Finish, Model, SequenceId};
 
 pub(crate) const VOCABULARY: usize = 61;
 pub(crate) const CONTEXT: usize = 200;
@@ -98,4 +98,33 @@ fn build(seed: u64, dtype: DType, embedding: f32, layers: usize, broken: Option<
         out.write_all(&data)
     });
     Model::new(GgufFile::parse(bytes.unwrap()).unwrap()).unwrap()
+}
+
+/// A sequence's tokens, and why it ended.
+pub(crate) type Texts = BTreeMap<SequenceId, (Vec<u32>, Option<Finish>)>;
+
+/// Runs everything that was submitted to its end; `between` is called before each step.
+pub(crate) fn finish_with(
+    engine: &mut Engine,
+    mut between: impl FnMut(&mut Engine, usize),
+) -> Texts {
+    let mut texts = Texts::new();
+    let mut steps = 0;
+    while !engine.is_idle() {
+        between(engine, steps);
+        for event in engine.step().unwrap() {
+            let text = texts.entry(event.sequence).or_default();
+            assert_eq!(text.1, None, "a token after the last one");
+            text.0.push(event.token);
+            text.1 = event.finish;
+        }
+        steps += 1;
+        assert!(steps < 5_000, "the engine does not come to an end");
+    }
+    texts
+}
+
+/// The same, with nothing between the steps.
+pub(crate) fn finish(engine: &mut Engine) -> Texts {
+    finish_with(engine, |_, _| {})
 }

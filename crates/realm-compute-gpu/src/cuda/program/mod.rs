@@ -365,14 +365,6 @@ impl Drop for CudaProgram {
     }
 }
 
-/// The precision in use for one that was asked for.
-pub(super) fn resolve(precision: Precision) -> Precision {
-    match precision {
-        Precision::Auto => AUTO,
-        other => other,
-    }
-}
-
 /// Activations in bf16: the range of f32, and weights that stay as they are, so that the error is a
 /// fraction of what 8-bit activations cost.
 pub(super) const AUTO: Precision = Precision::BF16;

@@ -1,6 +1,7 @@
 //! How launches are shaped: slices from a weight's shape alone, teams and rings by the device.
 
 use super::*;
+use crate::cuda::bench::FORMATS;
 
 #[test]
 fn shapes_alone_choose_the_slices() {
@@ -78,23 +79,12 @@ fn rings_fit() {
 /// the weight's slices, where it has fewer, are.
 #[test]
 fn one_row_keeps_a_multiprocessor_busy() {
-    let formats = [
-        DType::Q4_K,
-        DType::Q5_K,
-        DType::Q6_K,
-        DType::Q8_K,
-        DType::Q8_0,
-        DType::Q4_0,
-        DType::F16,
-        DType::BF16,
-        DType::F32,
-    ];
     let shapes =
         [(14336, 4096, 1), (14336, 4096, 2), (4096, 14336, 1), (4096, 4096, 1), (1024, 4096, 1)];
     let shapes = shapes.into_iter().chain([(6144, 4096, 1), (128_256, 4096, 1)]);
     let facts = device(227, 228, 132);
     for (n, k, matrices) in shapes {
-        for dtype in formats {
+        for dtype in FORMATS {
             let stage = Stage::of(dtype);
             let (tiles, stages) = (n / TILE_ROWS, k / stage.k);
             let slices = slices(tiles, stages, matrices);
