@@ -1,4 +1,4 @@
-//! Writes the seeds of the target `gguf` to `seeds/gguf/`.
+//! Writes the seeds of the targets to `seeds/TARGET/`.
 
 use std::error::Error;
 use std::path::Path;
@@ -22,6 +22,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut split = GgufWriter::new();
     split.set("split.no", 0u16)?.set("split.count", 2u16)?.set("split.tensors.count", 1i32)?;
     write("split", &file(&split)?)?;
+    tokenizer_seeds()
+}
+
+/// The first byte says: a vocabulary that is ready (the next byte names it), or one out of what
+/// follows.
+fn tokenizer_seeds() -> Result<(), Box<dyn Error>> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds/tokenizer");
+    std::fs::create_dir_all(&folder)?;
+    let text = "It's  the 12345 <user>\r\n\tnaïve 中文 \u{301}😀</s>!";
+    for ready in (0..27u8).step_by(3) {
+        let seed = [&[0, ready], text.as_bytes()].concat();
+        std::fs::write(folder.join(format!("ready-{ready}")), seed)?;
+    }
+    for kind in 0..3u8 {
+        // Pre-tokenizer, tokens, additions, scores and types, name, merges, ids, flags, text.
+        let head: &[&[u8]] =
+            &[&[1, kind, 99, 2, 2, b'a', b'b', 3, b'a', b'b', b'c', 0, 1], &[9; 8], &[2; 8]];
+        let tail: &[&[u8]] = &[&[0, 1, 3, b'a', b' ', b'b'], &[9; 8], &[1; 5], b"abcab <0x61>"];
+        std::fs::write(folder.join(format!("made-{kind}")), [head, tail].concat().concat())?;
+    }
     Ok(())
 }
 

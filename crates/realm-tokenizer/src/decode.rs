@@ -32,7 +32,9 @@ impl Pieces {
                     Some(byte) => bytes.push(byte),
                     None => bytes.extend(text.bytes()),
                 },
-                (Role::Text, Kind::Llama) => bytes.extend(text.replace(SPACE, " ").bytes()),
+                (Role::Text, Kind::Llama | Kind::Bert) => {
+                    bytes.extend(text.replace(SPACE, " ").bytes())
+                }
                 (Role::Text, Kind::Gpt2) => {
                     for c in text.chars() {
                         match alphabet.byte(c) {

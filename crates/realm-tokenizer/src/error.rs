@@ -9,7 +9,7 @@ pub enum TokenizerError {
     /// `tokenizer.ggml.model` names a kind of tokenizer that this crate does not implement.
     #[error(
         "tokenizer kind '{kind}' (tokenizer.ggml.model) is not supported; supported are: llama, \
-         gpt2; feed token ids instead of text"
+         gpt2, bert; feed token ids instead of text"
     )]
     UnsupportedKind {
         /// The kind named by the file.
@@ -17,13 +17,13 @@ pub enum TokenizerError {
     },
     /// `tokenizer.ggml.pre` names a way of splitting text that this crate does not implement.
     #[error(
-        "pre-tokenizer '{pre}' (tokenizer.ggml.pre) is not supported; supported are: {supported}; \
-         feed token ids instead of text"
+        "pre-tokenizer '{pre}' (tokenizer.ggml.pre) is not supported; supported are {supported} and \
+         their other names; feed token ids instead of text"
     )]
     UnsupportedPreTokenizer {
         /// The pre-tokenizer named by the file.
         pre: String,
-        /// All supported names, separated by commas.
+        /// One name of each way to split that is supported, separated by commas.
         supported: String,
     },
     /// There are no tokens at all.
@@ -46,6 +46,12 @@ pub enum TokenizerError {
         /// The missing key, without its prefix.
         field: &'static str,
     },
+    /// A `bert` vocabulary that is not written as GGUF files write it: every word would be unknown.
+    #[error(
+        "no token of this tokenizer of kind 'bert' (tokenizer.ggml.tokens) starts a word with \
+         U+2581; convert the model again"
+    )]
+    NoWordStarts,
     /// An array that runs beside the tokens has another length than they have.
     #[error(
         "tokenizer.ggml.{field} has {found} entries but there are {expected} tokens; the file is \
@@ -135,6 +141,59 @@ pub enum TokenizerError {
         id: u32,
         /// Number of tokens.
         vocab_size: usize,
+    },
+    /// A chat template is larger than any that models come with.
+    #[error(
+        "the chat template has {len} bytes, more than the {limit} that are read; use another \
+         template"
+    )]
+    TemplateTooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The most that is read.
+        limit: usize,
+    },
+    /// A chat template is not valid, or uses what this crate does not know.
+    #[error("chat template, line {line}: {reason}; mend the template or use another")]
+    TemplateSyntax {
+        /// Line of the template, from 1.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A chat template failed on this conversation.
+    #[error(
+        "chat template, line {line}: {reason}; change the messages or tools, or use another template"
+    )]
+    TemplateFailed {
+        /// Line of the template, from 1; 0 where it is not known.
+        line: usize,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// A chat template refused this conversation by itself, by `raise_exception`.
+    #[error("the chat template refuses this conversation: {message}")]
+    TemplateRaised {
+        /// What it says.
+        message: String,
+    },
+    /// A chat template did more work than conversations of this size need.
+    #[error(
+        "chat template, line {line}: stopped, because it {what}; mend the template or use another"
+    )]
+    TemplateLimit {
+        /// Line of the template, from 1; 0 where it is not known.
+        line: usize,
+        /// What it did too much of.
+        what: &'static str,
+    },
+    /// The messages, tools or other values for a chat template contain each other too deeply.
+    #[error("{what} are nested more than {limit} deep: make them flatter")]
+    ChatTooDeep {
+        /// Which values.
+        what: &'static str,
+        /// The greatest depth.
+        limit: usize,
     },
     /// A library underneath refused; not expected for any vocabulary that passed the other checks.
     #[error("the {part} of the tokenizer could not be built or run: {reason}")]

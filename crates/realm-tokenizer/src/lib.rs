@@ -6,12 +6,14 @@
 //!
 //! | kind (`tokenizer.ggml.model`) | what it is | merging by |
 //! |---|---|---|
-//! | `llama` | SentencePiece-BPE with byte fallback (Llama 2, Phi-3) | own code, by score |
-//! | `gpt2` | byte-level BPE (GPT-2, Llama 3) | `tokenizers`' BPE, by rank; own splitting |
+//! | `llama` | SentencePiece-BPE with byte fallback (Llama 2, Gemma, Phi-3) | own code, by score |
+//! | `gpt2` | byte-level BPE (GPT-2, Llama 3, Qwen, DeepSeek, …) | `tokenizers`' BPE, by rank; own splitting |
+//! | `bert` | WordPiece | own code, the longest token first |
 //!
-//! Every other kind, and every pre-tokenizer (`tokenizer.ggml.pre`) that is not listed here, is an
-//! error that says so: wrong ids would only show as bad text. A `gpt2` vocabulary that names no
-//! pre-tokenizer gets llama.cpp's fallback, `default`, which splits at punctuation and numbers.
+//! Every other kind, and every pre-tokenizer (`tokenizer.ggml.pre`) that is not among
+//! [`supported_pre_tokenizers`], is an error that says so: wrong ids would only show as bad text. A
+//! `gpt2` vocabulary that names no pre-tokenizer gets llama.cpp's fallback, `default`, which splits
+//! at punctuation and numbers.
 //!
 //! ```
 //! use realm_tokenizer::{DecodeOptions, EncodeOptions, Tokenizer, Vocab};
@@ -31,10 +33,13 @@
 //! assert!(tokenizer.is_end_of_generation(8));
 //! # Ok::<(), realm_tokenizer::TokenizerError>(())
 //! ```
+//!
+//! [`chat`] makes the text of a conversation, by the template that the model's file carries.
 #![forbid(unsafe_code)]
 
 mod bpe;
 mod byte_level;
+pub mod chat;
 mod decode;
 mod error;
 mod pretokenizer;
@@ -43,6 +48,7 @@ mod special;
 mod spm;
 mod tokenizer;
 mod vocab;
+mod wordpiece;
 
 pub use decode::{DecodeOptions, DecodeStream};
 pub use error::TokenizerError;

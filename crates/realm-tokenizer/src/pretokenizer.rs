@@ -9,108 +9,14 @@
 //! What is a letter, a number or punctuation is asked of Unicode 15.1, the version of llama.cpp's
 //! tables: characters that are younger are none of these.
 
+mod patterns;
+
 use std::ops::Range;
 
+use patterns::{ENTRIES, Pass};
 use regex_automata::{Input, PatternID, meta::Regex};
 
 use crate::error::{TokenizerError, shown};
-
-/// One pass over the text: at each place the first alternative that matches makes a piece; what
-/// none matches makes pieces too.
-struct Pass {
-    alternatives: &'static [&'static str],
-    /// The alternative that means `\s+(?!\S)|\s+`.
-    run: Option<usize>,
-}
-
-/// A pre-tokenizer as llama.cpp knows it (`src/llama-vocab.cpp`, the table by
-/// `tokenizer.ggml.pre`).
-struct Entry {
-    names: &'static [&'static str],
-    passes: &'static [&'static Pass],
-    /// A word that is a token as a whole is that token, whatever the merges say.
-    ignore_merges: bool,
-    /// Whether a text starts with the BOS token where the file does not say.
-    add_bos: bool,
-}
-
-const GPT2: Pass = Pass {
-    alternatives: &[
-        "'s|'t|'re|'ve|'m|'ll|'d",
-        r" ?\p{L}+",
-        r" ?\p{N}+",
-        r" ?[^\s\p{L}\p{N}]+",
-        r"\s+",
-    ],
-    run: Some(4),
-};
-
-/// The contractions are spelled out: `(?i:'s)` would also match the long s, U+017F.
-const LLAMA3: Pass = Pass {
-    alternatives: &[
-        "'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD]",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+",
-    ],
-    run: Some(5),
-};
-
-const PUNCTUATION: Pass = Pass { alternatives: &[r"[\p{P}$+<=>^~|]+"], run: None };
-const NUMBERS: Pass = Pass { alternatives: &[r"\p{N}+"], run: None };
-const THREE_DIGITS: Pass = Pass { alternatives: &["[0-9][0-9][0-9]"], run: None };
-
-const ENTRIES: &[Entry] = &[
-    // What llama.cpp falls back to when a file names no pre-tokenizer.
-    Entry {
-        names: &["default"],
-        passes: &[&PUNCTUATION, &GPT2, &NUMBERS, &THREE_DIGITS],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Entry {
-        names: &[
-            "gpt-2",
-            "gpt2",
-            "phi-2",
-            "olmo",
-            "mpt",
-            "jais",
-            "exaone4",
-            "gigachat",
-            "a.x-4.0",
-            "mellum",
-            "trillion",
-            "granite-docling",
-        ],
-        passes: &[&GPT2],
-        ignore_merges: false,
-        add_bos: false,
-    },
-    Entry {
-        names: &[
-            "llama-bpe",
-            "llama3",
-            "llama-v3",
-            "falcon3",
-            "falcon-h1",
-            "pixtral",
-            "midm-2.0",
-            "lfm2",
-        ],
-        passes: &[&LLAMA3],
-        ignore_merges: true,
-        add_bos: true,
-    },
-    Entry {
-        names: &["dbrx", "smaug-bpe"],
-        passes: &[&LLAMA3],
-        ignore_merges: false,
-        add_bos: false,
-    },
-];
 
 /// A compiled pass.
 #[derive(Debug)]
@@ -121,12 +27,9 @@ struct Splitter {
 
 impl Splitter {
     fn new(pass: &Pass) -> Result<Self, TokenizerError> {
-        let dated = pass.alternatives.iter().map(|pattern| dated(pattern)).collect::<Vec<_>>();
-        let regex = Regex::new_many(&dated).map_err(|error| TokenizerError::Library {
-            part: "pre-tokenizer",
-            reason: error.to_string(),
-        })?;
-        Ok(Self { regex, run: pass.run.map(PatternID::must) })
+        let regex = compile(pass.alternatives)?;
+        let last = pass.alternatives.len() - 1;
+        Ok(Self { regex, run: pass.run.then(|| PatternID::must(last)) })
     }
 
     /// Appends the pieces of `text[span]`, which cover it without gaps, as ranges of `text`.
@@ -155,10 +58,21 @@ impl Splitter {
     }
 }
 
+/// One automaton of `alternatives`, the first of which that matches counts.
+pub(crate) fn compile(alternatives: &[&str]) -> Result<Regex, TokenizerError> {
+    let dated = alternatives.iter().map(|pattern| dated(pattern)).collect::<Vec<_>>();
+    Regex::builder().build_many(&dated).map_err(|error| TokenizerError::Library {
+        part: "pre-tokenizer",
+        reason: error.to_string(),
+    })
+}
+
 /// `pattern` with its character classes as of Unicode 15.1.
 fn dated(pattern: &str) -> String {
-    [r"\p{L}", r"\p{N}", r"\p{P}"].iter().fold(pattern.to_owned(), |pattern, class| {
-        pattern.replace(class, &format!(r"[{class}&&\p{{age=15.1}}]"))
+    const CLASSES: [&str; 11] = ["L", "Lu", "Ll", "Lt", "M", "N", "P", "S", "Cc", "Cf", "Co"];
+    CLASSES.iter().fold(pattern.to_owned(), |pattern, class| {
+        let class = format!(r"\p{{{class}}}");
+        pattern.replace(&class, &format!(r"[{class}&&\p{{age=15.1}}]"))
     })
 }
 
@@ -177,7 +91,7 @@ impl PreTokenizer {
         let entry = ENTRIES.iter().find(|entry| entry.names.contains(&name)).ok_or_else(|| {
             TokenizerError::UnsupportedPreTokenizer {
                 pre: shown(name),
-                supported: names().join(", "),
+                supported: ENTRIES.iter().map(|entry| entry.names[0]).collect::<Vec<_>>().join(", "),
             }
         })?;
         Ok(Self {
@@ -276,5 +190,27 @@ mod tests {
     fn unknown_name_is_refused_with_the_supported_ones() {
         let error = PreTokenizer::new(Some("qwen99")).unwrap_err().to_string();
         assert!(error.contains("'qwen99'") && error.contains("llama-bpe"), "{error}");
+    }
+}
+
+#[cfg(test)]
+mod scratch_oracle {
+    use super::*;
+    #[test]
+    fn split_file() {
+        let Ok(dir) = std::env::var("SPLIT_DIR") else { return };
+        let input = std::fs::read_to_string(format!("{dir}/in")).unwrap();
+        for entry in ENTRIES {
+            let name = entry.names[0];
+            let pre = PreTokenizer::new(Some(name)).unwrap();
+            let mut out = String::new();
+            for text in input.split_terminator('\x01') {
+                for range in pre.split(text) {
+                    out += &format!("{} ", text[range].len());
+                }
+                out.push('\n');
+            }
+            std::fs::write(format!("{dir}/ours.{name}"), out).unwrap();
+        }
     }
 }

@@ -7,8 +7,9 @@ use crate::{
     pretokenizer::PreTokenizer,
     roles::{Role, Roles},
     special::{Fragment, Specials},
-    spm::Spm,
+    spm::{SPACE, Spm},
     vocab::{TokenType, Vocab},
+    wordpiece::{Plain, WordPiece},
 };
 
 /// The kinds of vocabulary.
@@ -16,6 +17,7 @@ use crate::{
 pub(crate) enum Kind {
     Llama,
     Gpt2,
+    Bert,
 }
 
 impl Kind {
@@ -23,6 +25,7 @@ impl Kind {
         match model {
             "llama" => Ok(Self::Llama),
             "gpt2" => Ok(Self::Gpt2),
+            "bert" => Ok(Self::Bert),
             _ => Err(TokenizerError::UnsupportedKind { kind: shown(model) }),
         }
     }
@@ -31,6 +34,7 @@ impl Kind {
         match self {
             Self::Llama => "llama",
             Self::Gpt2 => "gpt2",
+            Self::Bert => "bert",
         }
     }
 }
@@ -39,13 +43,15 @@ impl Kind {
 enum Model {
     Spm(Spm),
     Bpe(Box<ByteLevelBpe>),
+    WordPiece(Box<WordPiece>),
 }
 
 /// How a text becomes ids.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct EncodeOptions {
     /// Adds the tokens that the model wants around a text: BOS at its start, EOS at its end, each
-    /// where the vocabulary says so. For raw prompts; a chat template writes its own.
+    /// where the vocabulary says so; for the kind `bert` always `[CLS]` and `[SEP]`. For raw
+    /// prompts; a chat template writes its own.
     pub add_special: bool,
     /// Reads markup like `<|eot_id|>` as the control token of that text. For prompts that a chat
     /// template has put together; never for text from outside.
@@ -66,8 +72,8 @@ pub struct Tokenizer {
     roles: Roles,
     specials: Specials,
     named: Named,
-    add_bos: bool,
-    add_eos: bool,
+    /// What stands in front of a text and after it, where that is asked for.
+    around: (Option<u32>, Option<u32>),
 }
 
 /// The special tokens that metadata name, after defaults.
@@ -77,6 +83,7 @@ struct Named {
     eos: Option<u32>,
     unk: Option<u32>,
     pad: Option<u32>,
+    sep: Option<u32>,
 }
 
 impl Tokenizer {
@@ -94,7 +101,7 @@ impl Tokenizer {
         let kind = Kind::new(&vocab.model)?;
         let mut vocab = vocab;
         check_lengths(kind, &vocab)?;
-        check_special_ids(&vocab)?;
+        check_special_ids(kind, &vocab)?;
         for (id, text) in vocab.tokens.iter_mut().enumerate() {
             if text.is_empty() {
                 *text = format!("[EMPTY_{id}]");
@@ -105,37 +112,35 @@ impl Tokenizer {
         let roles = Roles::new(&vocab, &ids, named.eos);
         let pieces = Pieces::new(kind, &vocab.tokens, &roles.of);
         let specials = Specials::new(&vocab.tokens, &roles.of, vocab.name.as_deref())?;
-        let model = match kind {
-            Kind::Llama => {
-                Model::Spm(Spm::new(vocab.scores, &ids, vocab.add_space_prefix.unwrap_or(true)))
-            }
-            Kind::Gpt2 => {
-                let pre = PreTokenizer::new(vocab.pre.as_deref())?;
-                Model::Bpe(Box::new(ByteLevelBpe::new(&ids, &vocab.merges, pre)?))
-            }
-        };
+        let model = Model::new(kind, &mut vocab, &ids, named)?;
         let add_bos = vocab.add_bos.unwrap_or(match &model {
             Model::Spm(_) => true,
             Model::Bpe(bpe) => bpe.adds_bos(),
+            Model::WordPiece(_) => false,
         });
         let add_eos = vocab.add_eos.unwrap_or(false);
         for (add, id, place, flag, key) in [
             (add_bos, named.bos, "start", "add_bos_token", "bos_token_id"),
             (add_eos, named.eos, "end", "add_eos_token", "eos_token_id"),
         ] {
-            if add && id.is_none() {
+            if add && id.is_none() && kind != Kind::Bert {
                 return Err(TokenizerError::MissingSpecial { place, flag, key });
             }
         }
+        let around = match kind {
+            Kind::Bert => (named.bos, named.sep),
+            _ => (named.bos.filter(|_| add_bos), named.eos.filter(|_| add_eos)),
+        };
         let (texts, types) = (vocab.tokens, vocab.types);
-        Ok(Self { model, texts, types, ids, pieces, roles, specials, named, add_bos, add_eos })
+        Ok(Self { model, texts, types, ids, pieces, roles, specials, named, around })
     }
 
     /// The ids of `text`: those of llama.cpp.
     ///
     /// The empty text has no ids but the added ones. Bytes for which a `gpt2` vocabulary has no
-    /// token are left out, as llama.cpp does. Time is O(n log n) in the text's length, whatever its
-    /// contents.
+    /// token are left out, as llama.cpp does; a word that a `bert` vocabulary has no tokens for is
+    /// its unknown token. Time is O(n log n) in the text's length, whatever its contents, times the
+    /// length of the longest token.
     ///
     /// # Errors
     ///
@@ -143,8 +148,8 @@ impl Tokenizer {
     /// the text, and [`TokenizerError::TextTooLong`] over 1 GiB.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
         let mut output = Vec::with_capacity(text.len() / 3 + 2);
-        if options.add_special && self.add_bos {
-            output.extend(self.named.bos);
+        if options.add_special {
+            output.extend(self.around.0);
         }
         let mut at_start = true;
         for fragment in self.specials.cut(text, options.parse_special) {
@@ -154,18 +159,21 @@ impl Tokenizer {
                     spm.encode(&self.ids, text, at_start, &mut output)?;
                 }
                 (Fragment::Text(text), Model::Bpe(bpe)) => bpe.encode(text, &mut output)?,
+                (Fragment::Text(text), Model::WordPiece(words)) => words.encode(text, &mut output),
             }
             at_start = matches!(fragment, Fragment::Token(_));
         }
-        if options.add_special && self.add_eos {
-            output.extend(self.named.eos);
+        if options.add_special {
+            output.extend(self.around.1);
         }
         Ok(output)
     }
 
     /// The text of `ids`. Bytes that are no UTF-8 become U+FFFD, as in [`String::from_utf8_lossy`].
     ///
-    /// Nothing is tidied up: a byte-level vocabulary gives back every byte that was encoded.
+    /// Nothing is tidied up: a byte-level vocabulary gives back every byte that was encoded. What
+    /// encoding for the kind `bert` takes away (case, accents, the amount of white space) is gone,
+    /// and each of its words has a space in front, punctuation too.
     ///
     /// # Errors
     ///
@@ -264,7 +272,12 @@ impl Tokenizer {
         self.roles.eom
     }
 
-    /// The token for what the vocabulary lacks; encoding never makes it.
+    /// The token that stands between two texts, and after one, for the kind `bert`.
+    pub fn sep(&self) -> Option<u32> {
+        self.named.sep
+    }
+
+    /// The token for what the vocabulary lacks; only the kind `bert` makes it in encoding.
     pub fn unk(&self) -> Option<u32> {
         self.named.unk
     }
@@ -274,19 +287,24 @@ impl Tokenizer {
         self.named.pad
     }
 
-    /// Whether [`EncodeOptions::add_special`] puts BOS in front.
+    /// Whether [`EncodeOptions::add_special`] puts BOS in front; for the kind `bert`, `[CLS]`.
     pub fn adds_bos(&self) -> bool {
-        self.add_bos
+        self.around.0.is_some()
     }
 
-    /// Whether [`EncodeOptions::add_special`] puts EOS at the end.
+    /// Whether [`EncodeOptions::add_special`] puts EOS at the end; for the kind `bert`, `[SEP]`.
     pub fn adds_eos(&self) -> bool {
-        self.add_eos
+        self.around.1.is_some()
     }
 
-    /// Whether encoding puts a space in front of a text and of what follows a special token.
+    /// Whether encoding puts a space in front of a text and of what follows a special token; for
+    /// the kind `bert`, in front of every word.
     pub fn adds_space_prefix(&self) -> bool {
-        matches!(&self.model, Model::Spm(spm) if spm.space_prefix)
+        match &self.model {
+            Model::Spm(spm) => spm.space_prefix,
+            Model::Bpe(_) => false,
+            Model::WordPiece(_) => true,
+        }
     }
 
     /// The role of a token that exists.
@@ -295,15 +313,55 @@ impl Tokenizer {
     }
 }
 
+impl Model {
+    /// Takes from `vocab` what is not needed afterwards.
+    fn new(
+        kind: Kind,
+        vocab: &mut Vocab,
+        ids: &HashMap<Box<str>, u32>,
+        named: Named,
+    ) -> Result<Self, TokenizerError> {
+        match kind {
+            Kind::Llama => {
+                let scores = std::mem::take(&mut vocab.scores);
+                Ok(Self::Spm(Spm::new(scores, ids, vocab.add_space_prefix.unwrap_or(true))))
+            }
+            Kind::Gpt2 => {
+                let pre = PreTokenizer::new(vocab.pre.as_deref())?;
+                Ok(Self::Bpe(Box::new(ByteLevelBpe::new(ids, &vocab.merges, pre)?)))
+            }
+            Kind::Bert => {
+                let missing = |field| TokenizerError::MissingField { kind: kind.name(), field };
+                named.bos.ok_or(missing("cls_token_id"))?;
+                named.sep.ok_or(missing("seperator_token_id"))?;
+                let unknown = named.unk.ok_or(missing("unknown_token_id"))?;
+                if !vocab.tokens.iter().any(|text| text.starts_with(SPACE)) {
+                    return Err(TokenizerError::NoWordStarts);
+                }
+                let lowercase = vocab.lowercase.unwrap_or(true);
+                let strip_accents = vocab.strip_accents.unwrap_or(lowercase);
+                let plain = Plain { lowercase, strip_accents };
+                Ok(Self::WordPiece(Box::new(WordPiece::new(&vocab.tokens, unknown, plain)?)))
+            }
+        }
+    }
+}
+
 impl Named {
     fn new(kind: Kind, vocab: &Vocab) -> Self {
-        let default =
-            |id: u32| (kind == Kind::Llama && (id as usize) < vocab.tokens.len()).then_some(id);
+        let [bos, eos, unk, pad, sep] = match kind {
+            Kind::Llama => [Some(1), Some(2), Some(0), None, None],
+            Kind::Gpt2 => [None; 5],
+            Kind::Bert => [Some(101), None, Some(100), Some(0), Some(102)],
+        }
+        .map(|id: Option<u32>| id.filter(|&id| (id as usize) < vocab.tokens.len()));
+        let ours = |id: Option<u32>| id.filter(|_| kind == Kind::Bert);
         Self {
-            bos: vocab.bos.or(default(1)),
-            eos: vocab.eos.or(default(2)),
-            unk: vocab.unk.or(default(0)),
-            pad: vocab.pad,
+            bos: vocab.bos.or(ours(vocab.cls)).or(bos),
+            eos: vocab.eos.or(eos),
+            unk: vocab.unk.or(unk),
+            pad: vocab.pad.or(pad),
+            sep: ours(vocab.sep).or(sep),
         }
     }
 }
@@ -338,7 +396,8 @@ fn check_lengths(kind: Kind, vocab: &Vocab) -> Result<(), TokenizerError> {
     Ok(())
 }
 
-fn check_special_ids(vocab: &Vocab) -> Result<(), TokenizerError> {
+fn check_special_ids(kind: Kind, vocab: &Vocab) -> Result<(), TokenizerError> {
+    let bert = kind == Kind::Bert;
     let vocab_size = vocab.tokens.len();
     for (key, id) in [
         ("bos_token_id", vocab.bos),
@@ -347,6 +406,8 @@ fn check_special_ids(vocab: &Vocab) -> Result<(), TokenizerError> {
         ("eom_token_id", vocab.eom),
         ("unknown_token_id", vocab.unk),
         ("padding_token_id", vocab.pad),
+        ("seperator_token_id", vocab.sep.filter(|_| bert)),
+        ("cls_token_id", vocab.cls.filter(|_| bert)),
     ] {
         if let Some(id) = id.filter(|&id| id as usize >= vocab_size) {
             return Err(TokenizerError::SpecialOutOfRange { key, id, vocab_size });

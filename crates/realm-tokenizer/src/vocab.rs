@@ -4,42 +4,56 @@
 /// holds is said at the field. [`Tokenizer::new`](crate::Tokenizer::new) checks it all.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Vocab {
-    /// `tokenizer.ggml.model`: the kind, `llama` or `gpt2`.
+    /// `tokenizer.ggml.model`: the kind, `llama`, `gpt2` or `bert`.
     pub model: String,
     /// `tokenizer.ggml.pre`: how a `gpt2` vocabulary splits text before merging. `None` or empty is
-    /// llama.cpp's fallback `default`. Ignored by the kind `llama`.
+    /// llama.cpp's fallback `default`. Ignored by the other kinds.
     pub pre: Option<String>,
     /// `general.name`. Only used as llama.cpp uses it: a name with `phi-3` or `phi3` in it makes
     /// white space after special tokens vanish.
     pub name: Option<String>,
     /// `tokenizer.ggml.tokens`: the text of each token, `[vocab_size]`.
     pub tokens: Vec<String>,
-    /// `tokenizer.ggml.scores`, `[vocab_size]`: needed by `llama`, not read by `gpt2`.
+    /// `tokenizer.ggml.scores`, `[vocab_size]`: needed by `llama` alone.
     pub scores: Vec<f32>,
     /// `tokenizer.ggml.token_type`, `[vocab_size]`: see [`TokenType`]. Empty: all are normal.
     pub types: Vec<i32>,
     /// `tokenizer.ggml.merges`: pairs of tokens with a space between, most important first; needed
-    /// by `gpt2`, not read by `llama`. May be empty for a vocabulary of bytes alone.
+    /// by `gpt2` alone. May be empty for a vocabulary of bytes alone.
     pub merges: Vec<String>,
-    /// `tokenizer.ggml.bos_token_id`. Absent: 1 for `llama`, none for `gpt2`.
+    /// `tokenizer.ggml.bos_token_id`. Absent: 1 for `llama`, none for `gpt2`, and for
+    /// `bert` `cls`.
     pub bos: Option<u32>,
-    /// `tokenizer.ggml.eos_token_id`. Absent: 2 for `llama`, none for `gpt2`.
+    /// `tokenizer.ggml.eos_token_id`. Absent: 2 for `llama`, none for the others.
     pub eos: Option<u32>,
     /// `tokenizer.ggml.eot_token_id`. Absent: found by its text.
     pub eot: Option<u32>,
     /// `tokenizer.ggml.eom_token_id`. Absent: found by its text.
     pub eom: Option<u32>,
-    /// `tokenizer.ggml.unknown_token_id`. Absent: 0 for `llama`, none for `gpt2`.
+    /// `tokenizer.ggml.unknown_token_id`. Absent: 0 for `llama`, none for `gpt2`, 100 for
+    /// `bert`.
     pub unk: Option<u32>,
-    /// `tokenizer.ggml.padding_token_id`.
+    /// `tokenizer.ggml.padding_token_id`. Absent: 0 for `bert`.
     pub pad: Option<u32>,
-    /// `tokenizer.ggml.add_bos_token`. Absent: true for `llama` and for Llama 3's pre-tokenizer.
+    /// `tokenizer.ggml.cls_token_id`: what a `bert` text starts with. Absent: 101. Ignored by the
+    /// other kinds.
+    pub cls: Option<u32>,
+    /// `tokenizer.ggml.seperator_token_id` (spelled so): what a `bert` text ends with. Absent:
+    /// 102. Ignored by the other kinds.
+    pub sep: Option<u32>,
+    /// `tokenizer.ggml.add_bos_token`. Absent: true for `llama` and for the pre-tokenizers of
+    /// Llama 3, Mistral Nemo and Chameleon. Ignored by `bert`, which always adds its two tokens.
     pub add_bos: Option<bool>,
-    /// `tokenizer.ggml.add_eos_token`. Absent: false.
+    /// `tokenizer.ggml.add_eos_token`. Absent: false. Ignored by `bert`.
     pub add_eos: Option<bool>,
     /// `tokenizer.ggml.add_space_prefix`: whether a text gets a space in front. Absent: true for
-    /// `llama`. Ignored by `gpt2`.
+    /// `llama`. Ignored by the other kinds.
     pub add_space_prefix: Option<bool>,
+    /// `tokenizer.ggml.normalizer.lowercase`: whether `bert` words become lower-case. Absent: true.
+    pub lowercase: Option<bool>,
+    /// `tokenizer.ggml.normalizer.strip_accents`: whether `bert` words lose their accents. Absent:
+    /// as `lowercase`.
+    pub strip_accents: Option<bool>,
 }
 
 /// What a token is, by `tokenizer.ggml.token_type`.

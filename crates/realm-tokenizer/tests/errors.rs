@@ -22,12 +22,16 @@ fn assert_says(message: &str, parts: &[&str]) {
 
 #[test]
 fn kinds_and_pre_tokenizers() {
-    let message = refusal(small::spm(), |vocab| vocab.model = "bert".into());
-    assert_says(&message, &["'bert'", "tokenizer.ggml.model", "llama", "gpt2"]);
+    let message = refusal(small::spm(), |vocab| vocab.model = "t5".into());
+    assert_says(&message, &["'t5'", "tokenizer.ggml.model", "llama", "gpt2", "bert"]);
     let message = refusal(small::spm(), |vocab| vocab.model = String::new());
     assert_says(&message, &["''", "tokenizer.ggml.model"]);
-    let message = refusal(small::byte_level("qwen2"), |_| {});
-    assert_says(&message, &["'qwen2'", "tokenizer.ggml.pre", "llama-bpe", "gpt-2"]);
+    let message = refusal(small::byte_level("qwen9"), |_| {});
+    assert_says(&message, &["'qwen9'", "tokenizer.ggml.pre", "llama-bpe", "gpt-2", "qwen2"]);
+    // Known to llama.cpp, but not to us; and a wrong spelling.
+    for pre in ["kimi-k2", "superbpe", "whitespace", "Qwen2", "qwen2 ", "falcon\0"] {
+        assert_says(&refusal(small::byte_level(pre), |_| {}), &["tokenizer.ggml.pre"]);
+    }
     let message = refusal(small::byte_level("gpt-2"), |vocab| vocab.pre = Some("x\n".repeat(1000)));
     assert_says(&message, &["x\\nx"]);
     for pre in realm_tokenizer::supported_pre_tokenizers() {
@@ -78,6 +82,26 @@ fn special_tokens() {
         (vocab.eos, vocab.add_eos) = (None, Some(true));
     });
     assert_says(&message, &["end", "tokenizer.ggml.add_eos_token", "tokenizer.ggml.eos_token_id"]);
+}
+
+#[test]
+fn word_pieces_need_their_special_tokens() {
+    let message = refusal(small::word_piece(), |vocab| vocab.cls = None);
+    assert_says(&message, &["tokenizer.ggml.cls_token_id", "'bert'"]);
+    let message = refusal(small::word_piece(), |vocab| vocab.sep = None);
+    assert_says(&message, &["tokenizer.ggml.seperator_token_id"]);
+    let message = refusal(small::word_piece(), |vocab| vocab.unk = None);
+    assert_says(&message, &["tokenizer.ggml.unknown_token_id"]);
+    let message = refusal(small::word_piece(), |vocab| vocab.sep = Some(1 << 20));
+    assert_says(&message, &["tokenizer.ggml.seperator_token_id is 1048576"]);
+    // BERT's own spelling: words plain, pieces inside them with `##`.
+    let message = refusal(small::word_piece(), |vocab| {
+        for text in &mut vocab.tokens {
+            *text = text.strip_prefix('▁').map_or(format!("##{text}"), str::to_owned);
+        }
+        vocab.tokens[30] = "y".into();
+    });
+    assert_says(&message, &["'bert'", "U+2581"]);
 }
 
 #[test]

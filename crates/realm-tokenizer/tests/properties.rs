@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     sync::{Arc, LazyLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use common::small;
@@ -16,14 +16,49 @@ use realm_tokenizer::{
 const PLAIN: EncodeOptions = EncodeOptions { add_special: false, parse_special: false };
 const MARKUP: EncodeOptions = EncodeOptions { add_special: false, parse_special: true };
 
-/// One of each kind; the second is Llama 3's.
+/// One of each way to split.
+const PRE_TOKENIZERS: [&str; 25] = [
+    "llama-bpe",
+    "gpt-2",
+    "default",
+    "dbrx",
+    "glm4",
+    "qwen2",
+    "qwen35",
+    "ufakzeka",
+    "laguna",
+    "minicpm5",
+    "seed-coder",
+    "bailingmoe",
+    "exaone-moe",
+    "starcoder",
+    "falcon",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+    "spark2_5",
+    "youtu",
+    "tekken",
+    "gpt-4o",
+    "bloom",
+    "viking",
+    "chameleon",
+];
+
+/// A SentencePiece one, then the byte-level ones, the first of which is Llama 3's.
 fn tokenizers() -> &'static [Tokenizer] {
     static ALL: LazyLock<Vec<Tokenizer>> = LazyLock::new(|| {
-        let byte_level = ["llama-bpe", "gpt-2", "default"].map(small::byte_level);
+        let byte_level = PRE_TOKENIZERS.map(small::byte_level);
         let all = [small::spm()].into_iter().chain(byte_level);
         all.map(|vocab| Tokenizer::new(vocab).unwrap()).collect()
     });
     &ALL
+}
+
+fn word_piece() -> &'static Tokenizer {
+    static ONE: LazyLock<Tokenizer> =
+        LazyLock::new(|| Tokenizer::new(small::word_piece()).unwrap());
+    &ONE
 }
 
 /// Texts full of what the vocabularies have tokens for, and of anything else.
@@ -99,7 +134,7 @@ proptest! {
         special: bool,
         continuation: bool,
     ) {
-        for tokenizer in tokenizers() {
+        for tokenizer in tokenizers()[..2].iter().chain([word_piece()]) {
             let size = tokenizer.vocab_size();
             let ids: Vec<u32> = seeds.iter().map(|seed| seed.index(size) as u32).collect();
             let options = DecodeOptions { special, continuation };
@@ -117,8 +152,33 @@ proptest! {
     }
 
     #[test]
+    fn words_come_back_plain(text in texts()) {
+        let tokenizer = word_piece();
+        for (options, special) in [(PLAIN, false), (MARKUP, true)] {
+            let ids = tokenizer.encode(&text, options).unwrap();
+            let shown = DecodeOptions { special: true, ..DecodeOptions::default() };
+            let back = tokenizer.decode(&ids, shown).unwrap();
+            // What is plain stays as it is, though now with a space in front of every word (and
+            // U+2581 is this vocabulary's way to write one).
+            if !ids.contains(&tokenizer.unk().unwrap()) && !text.contains('▁') {
+                prop_assert_eq!(&tokenizer.encode(&back, options).unwrap(), &ids, "{:?}", back);
+            }
+            for markup in small::MARKUP {
+                let id = tokenizer.token_id(markup.0).unwrap();
+                let count = ids.iter().filter(|&&found| found == id).count();
+                let expected = if special || markup.1 == 4 { text.matches(markup.0).count() } else { 0 };
+                prop_assert_eq!(count, expected);
+            }
+        }
+        let around = EncodeOptions { add_special: true, ..PLAIN };
+        let ids = tokenizer.encode(&text, around).unwrap();
+        prop_assert_eq!((ids[0], ids[ids.len() - 1]), (1, 2));
+        prop_assert_eq!(&ids[1..ids.len() - 1], &tokenizer.encode(&text, PLAIN).unwrap());
+    }
+
+    #[test]
     fn no_vocabulary_makes_it_panic(
-        gpt2: bool,
+        model in prop::sample::select(vec!["gpt2", "llama", "bert"]),
         tokens in prop::collection::vec("[ab▁Ġ<>0x]{0,4}", 0..12),
         scores in prop::collection::vec(any::<f32>(), 0..12),
         types in prop::collection::vec(-1..8i32, 0..12),
@@ -133,8 +193,8 @@ proptest! {
             types.resize(tokens.len(), 1);
         }
         let vocab = Vocab {
-            model: if gpt2 { "gpt2" } else { "llama" }.into(),
-            tokens, scores, types, merges, bos: special, eot: special, ..Vocab::default()
+            model: model.into(), tokens, scores, types, merges, bos: special, eot: special,
+            sep: special, unk: special, ..Vocab::default()
         };
         if let Ok(tokenizer) = Tokenizer::new(vocab) {
             let all = EncodeOptions { add_special: true, parse_special: true };
@@ -162,19 +222,58 @@ proptest! {
     }
 }
 
+/// Texts on which a careless tokenizer is quadratic, each of some `len` bytes.
+fn long_texts(len: usize) -> impl Iterator<Item = String> {
+    let units = ["a", " ", "\n", "é", "1", "ab", "  \n", "-", "<user>", "\u{301}", "中", "A", "'"];
+    let repeated = units.into_iter().map(move |unit| unit.repeat(len / unit.len()));
+    let mut state = 1u64;
+    let mut random = move || {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize
+    };
+    let words = ["the", " the", "he", "x12", "é", "\n", " ", "aab", ", ", "中文", "<|bos|>", "A"];
+    let words = (0..len / 3).map(move |_| words[random() % words.len()]).collect();
+    // Long runs that end in something else, where looking ahead costs most.
+    let runs = [" ", "a", "1"].map(move |unit| (unit.repeat(len / 20) + "x\n").repeat(20));
+    repeated.chain([words]).chain(runs)
+}
+
 #[test]
 fn long_texts_take_no_quadratic_time() {
     let start = Instant::now();
-    for tokenizer in tokenizers() {
-        for unit in ["a", " ", "\n", "é", "1", "ab", "  \n", "-", "<user>", "\u{301}"] {
-            let text = unit.repeat(200_000 / unit.len());
+    for tokenizer in tokenizers().iter().chain([word_piece()]) {
+        for text in long_texts(100_000) {
             let ids = tokenizer.encode(&text, MARKUP).unwrap();
-            assert!(!ids.is_empty() && ids.len() <= text.len() * 2);
+            assert!(ids.len() <= text.len() * 2);
         }
     }
-    // 40 texts of 200 kB: some two seconds without optimisation. If quadratic, 4·10¹⁰ steps for
-    // one.
-    assert!(start.elapsed().as_secs() < 60, "{:?}", start.elapsed());
+    // 450 texts of 100 kB: some ten seconds without optimisation. If quadratic, 10¹⁰ steps for one.
+    assert!(start.elapsed().as_secs() < 100, "{:?}", start.elapsed());
+}
+
+/// A prompt of a megabyte, for one of each kind of code: ten times the length may take some ten
+/// times the time.
+#[test]
+fn a_megabyte_takes_ten_times_as_long_as_a_tenth_of_it() {
+    let bert = word_piece();
+    let of_each = [&tokenizers()[0], &tokenizers()[1], &tokenizers()[16], bert];
+    for (index, tokenizer) in of_each.into_iter().enumerate() {
+        for (short, long) in long_texts(100_000).zip(long_texts(1_000_000)) {
+            let time = |text: &str| {
+                let start = Instant::now();
+                let ids = tokenizer.encode(text, MARKUP).unwrap();
+                (start.elapsed(), ids)
+            };
+            let (first, _) = time(&short);
+            let (second, _) = time(&long);
+            let limit = first * 40 + Duration::from_millis(500);
+            assert!(
+                second < limit,
+                "{index}: {:?}… {first:?} {second:?}",
+                &long[..6.min(long.len())]
+            );
+        }
+    }
 }
 
 #[test]

@@ -48,9 +48,13 @@ pub(crate) fn vocab(path: &Path) -> Vocab {
         eom: id("eom"),
         unk: id("unknown"),
         pad: id("padding"),
+        cls: id("cls"),
+        sep: id("seperator"),
         add_bos: find(meta, "add_bos_token"),
         add_eos: find(meta, "add_eos_token"),
         add_space_prefix: find(meta, "add_space_prefix"),
+        lowercase: find(meta, "normalizer.lowercase"),
+        strip_accents: find(meta, "normalizer.strip_accents"),
     }
 }
 

@@ -72,6 +72,24 @@ pub(crate) fn spm() -> Vocab {
     })
 }
 
+/// A WordPiece vocabulary: `[UNK]`, `[CLS]`, `[SEP]`, some pieces, [`MARKUP`].
+pub(crate) fn word_piece() -> Vocab {
+    let special = ["[UNK]", "[CLS]", "[SEP]"];
+    let pieces = [
+        "▁a", "a", "aa", "▁b", "b", "▁the", "he", "▁t", "t", "▁he", "x", "▁x", "▁1", "2", "1",
+        "▁é", "▁e", "e", "▁.", "▁'", "▁s", "▁中", "▁<", "▁>", "▁[", "▁]", "▁|", "▁▁", "▁😀",
+    ];
+    finish(Vocab {
+        model: "bert".into(),
+        types: special.iter().map(|_| 3).chain(pieces.iter().map(|_| 1)).collect(),
+        tokens: special.iter().chain(&pieces).map(|&text| text.to_owned()).collect(),
+        unk: Some(0),
+        cls: Some(1),
+        sep: Some(2),
+        ..Vocab::default()
+    })
+}
+
 fn finish(mut vocab: Vocab) -> Vocab {
     let first = vocab.tokens.len() as u32;
     for (text, kind) in MARKUP {
@@ -81,8 +99,10 @@ fn finish(mut vocab: Vocab) -> Vocab {
     if !vocab.scores.is_empty() {
         vocab.scores.resize(vocab.tokens.len(), 0.0);
     }
-    vocab.bos = Some(first);
-    vocab.eos = Some(first + 1);
+    if vocab.model != "bert" {
+        vocab.bos = Some(first);
+        vocab.eos = Some(first + 1);
+    }
     vocab
 }
 
