@@ -15,6 +15,13 @@ impl Bytes {
         (*owner).as_ref().get(range.clone())?;
         Some(Self { owner, range })
     }
+
+    /// A part of these bytes, with the same owner; `None` where the range leaves them.
+    pub fn slice(&self, range: Range<usize>) -> Option<Self> {
+        self.get(range.clone())?;
+        let start = self.range.start.checked_add(range.start)?;
+        Some(Self { owner: self.owner.clone(), range: start..start.checked_add(range.len())? })
+    }
 }
 
 impl From<Vec<u8>> for Bytes {
@@ -36,5 +43,25 @@ impl Deref for Bytes {
 impl fmt::Debug for Bytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Bytes({})", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slices_stay_inside() {
+        let all = Bytes::from((0..10).collect::<Vec<u8>>());
+        let middle = all.slice(2..8).unwrap();
+        let inner = middle.slice(1..3).unwrap();
+        drop(all);
+        assert_eq!((&middle[..], &inner[..]), (&[2, 3, 4, 5, 6, 7][..], &[3, 4][..]));
+        assert!(middle.slice(6..6).unwrap().is_empty());
+        #[expect(clippy::reversed_empty_ranges, reason = "what a caller may get wrong")]
+        let wrong = [0..7, 5..4, 7..7, usize::MAX..usize::MAX, 0..usize::MAX];
+        for range in wrong {
+            assert!(middle.slice(range.clone()).is_none(), "{range:?}");
+        }
     }
 }

@@ -71,7 +71,7 @@ pub struct ValueInfo {
 /// Name, shape and storage type of a weight, rows × cols, row-major. A vector has one row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WeightInfo {
-    /// The tensor's name in the model file.
+    /// The tensor's name in the model file; of a part of a tensor, what the model calls it.
     pub name: String,
     /// Outputs of a product; entries of an embedding table; 1 for a vector.
     pub rows: usize,

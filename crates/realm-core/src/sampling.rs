@@ -76,6 +76,13 @@ impl Sampler {
     /// Candidates are walked in the order of their ids, so the choice does not depend on how they
     /// were sorted.
     pub fn sample(&mut self, logits: &[f32], how: &Sampling) -> u32 {
+        self.sample_typical(logits, how, 1.0)
+    }
+
+    /// The same with the filter of locally typical sampling (Meister et al. 2022, arXiv 2202.00666)
+    /// between top-k and top-p: of what is left it keeps the tokens whose information content is
+    /// closest to the expected one, up to `typical_p` of the probability; 1 keeps all.
+    pub fn sample_typical(&mut self, logits: &[f32], how: &Sampling, typical_p: f32) -> u32 {
         let greedy = how.temperature.is_nan() || how.temperature <= 0.0 || how.top_k == 1;
         if greedy {
             return argmax(logits);
@@ -88,8 +95,9 @@ impl Sampler {
             return argmax(logits);
         }
         top_k(candidates, how.top_k as usize);
+        typical(candidates, f64::from(typical_p));
         top_p(candidates, f64::from(how.top_p));
-        let best = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
+        let best = highest(candidates);
         if how.min_p > 0.0 {
             let least = f64::from(best) + f64::from(how.min_p.min(1.0)).ln();
             candidates.retain(|candidate| f64::from(candidate.0) >= least);
@@ -115,22 +123,55 @@ fn top_k(candidates: &mut Vec<Candidate>, k: usize) {
     }
 }
 
+/// The highest logit.
+fn highest(candidates: &[Candidate]) -> f32 {
+    candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Keeps the candidates nearest by information content `-ln p` to the entropy of all, until their
+/// probabilities reach `p`; of equals the likelier, then the lower id goes first.
+fn typical(candidates: &mut Vec<Candidate>, p: f64) {
+    if p.is_nan() || p >= 1.0 {
+        return;
+    }
+    let best = highest(candidates);
+    let weight = |c: &Candidate| f64::from(c.0 - best).exp();
+    let total: f64 = candidates.iter().map(weight).sum();
+    let logarithm = |c: &Candidate| f64::from(c.0 - best) - total.ln();
+    let entropy: f64 = candidates.iter().map(|c| -weight(c) / total * logarithm(c)).sum();
+    let distance = |c: &Candidate| (logarithm(c) + entropy).abs();
+    let order = |left: &Candidate, right: &Candidate| {
+        distance(left).total_cmp(&distance(right)).then_with(|| by_rank(left, right))
+    };
+    keep_first(candidates, p * total, order, weight);
+}
+
 fn top_p(candidates: &mut Vec<Candidate>, p: f64) {
     if p.is_nan() || p >= 1.0 {
         return;
     }
-    let best = candidates.iter().map(|c| c.0).fold(f32::NEG_INFINITY, f32::max);
+    let best = highest(candidates);
     let weight = |c: &Candidate| f64::from(c.0 - best).exp();
     let wanted = p * candidates.iter().map(weight).sum::<f64>();
-    // The kept ones are few as a rule: sort only as many of the likeliest as it takes.
+    keep_first(candidates, wanted, by_rank, weight);
+}
+
+/// Keeps the first ones by `order`, as few as weigh `wanted` together.
+fn keep_first(
+    candidates: &mut Vec<Candidate>,
+    wanted: f64,
+    order: impl Fn(&Candidate, &Candidate) -> std::cmp::Ordering,
+    weight: impl Fn(&Candidate) -> f64,
+) {
+    // The kept ones are few as a rule: sort only as many of the first as it takes.
     let (mut sorted, mut sum) = (0, 0.0);
     while sorted < candidates.len() {
         let more = (sorted * 3 + 64).min(candidates.len() - sorted);
         let rest = &mut candidates[sorted..];
         if more < rest.len() {
-            rest.select_nth_unstable_by(more - 1, by_rank);
+            rest.select_nth_unstable_by(more - 1, &order);
         }
-        rest[..more].sort_unstable_by(by_rank);
+        rest[..more].sort_unstable_by(&order);
         for at in sorted..sorted + more {
             sum += weight(&candidates[at]);
             if sum >= wanted {
@@ -142,90 +183,27 @@ fn top_p(candidates: &mut Vec<Candidate>, p: f64) {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn philox_gives_the_published_vectors() {
-        // Known answers of the authors' Random123 library (kat_vectors).
-        assert_eq!(philox([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(
-            philox([u32::MAX; 4], [u32::MAX; 2]),
-            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
-        );
+/// The natural logarithm of the probability of `chosen` under `logits`, and the `top` likeliest tokens
+/// with theirs, likeliest first, of equals the lowest id. NaN counts as impossible; an id beyond the
+/// vocabulary as well.
+pub fn log_probabilities(logits: &[f32], chosen: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
+    let possible = |logit: f32| if logit.is_nan() { f32::NEG_INFINITY } else { logit };
+    let mut candidates: Vec<Candidate> = logits.iter().map(|&l| possible(l)).zip(0..).collect();
+    let best = highest(&candidates);
+    let total: f64 = candidates.iter().map(|c| f64::from(c.0 - best).exp()).sum();
+    let of = |logit: f32| match logit {
+        f32::NEG_INFINITY => logit,
+        logit => (f64::from(logit) - f64::from(best) - total.ln()) as f32,
+    };
+    let chosen = logits.get(chosen as usize).map_or(f32::NEG_INFINITY, |&l| of(possible(l)));
+    let top = top.min(candidates.len());
+    if top == 0 {
+        return (chosen, Vec::new());
     }
-
-    #[test]
-    fn greedy_takes_the_first_of_equals_and_no_nan() {
-        assert_eq!(argmax(&[f32::NAN, 1.0, 3.0, 3.0]), 2);
-        let mut sampler = Sampler::default();
-        assert_eq!(sampler.sample(&[0.0, 2.0, 2.0], &Sampling::GREEDY), 1);
-        let hot = Sampling { temperature: 1.0, ..Sampling::GREEDY };
-        assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], &hot), NO_TOKEN);
-        assert_eq!(sampler.sample(&[f32::NAN; 3], &Sampling::GREEDY), NO_TOKEN);
-    }
-
-    #[test]
-    fn frequencies_follow_the_probabilities() {
-        let logits = [0.0f32, 1.0, 2.0, -1.0];
-        let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();
-        let mut sampler = Sampler::default();
-        let mut counts = [0u32; 4];
-        for position in 0..40_000 {
-            let how = Sampling { temperature: 1.0, seed: 7, position, ..Sampling::GREEDY };
-            counts[sampler.sample(&logits, &how) as usize] += 1;
-        }
-        for (count, logit) in counts.iter().zip(logits) {
-            let expected = f64::from(logit).exp() / total;
-            assert!((f64::from(*count) / 40_000.0 - expected).abs() < 0.01, "{counts:?}");
-        }
-    }
-
-    #[test]
-    fn filters_keep_exactly_the_likeliest() {
-        let mut sampler = Sampler::default();
-        // Probabilities 0.5, 0.3, 0.15, 0.05, in mixed order.
-        let logits = [0.15f32.ln(), 0.5f32.ln(), 0.05f32.ln(), 0.3f32.ln()];
-        let mut seen = |how: Sampling| {
-            let mut ids: Vec<u32> = (0..2_000)
-                .map(|position| sampler.sample(&logits, &Sampling { position, ..how }))
-                .collect();
-            ids.sort_unstable();
-            ids.dedup();
-            ids
-        };
-        let all = Sampling { temperature: 1.0, ..Sampling::GREEDY };
-        assert_eq!(seen(all), [0, 1, 2, 3]);
-        assert_eq!(seen(Sampling { top_k: 2, ..all }), [1, 3]);
-        assert_eq!(seen(Sampling { top_p: 0.79, ..all }), [1, 3]);
-        assert_eq!(seen(Sampling { top_p: 0.0, ..all }), [1]);
-        assert_eq!(seen(Sampling { min_p: 0.25, ..all }), [0, 1, 3]);
-    }
-
-    #[test]
-    fn top_p_over_many_equals_sorting_everything() {
-        let logits: Vec<f32> = (0..5_000u32)
-            .map(|at| (philox([at, 0, 0, 0], [3, 4])[0] % 1000) as f32 / 250.0)
-            .collect();
-        for p in [0.1, 0.5, 0.9, 0.999] {
-            let mut fast: Vec<Candidate> = logits.iter().copied().zip(0..).collect();
-            let mut slow = fast.clone();
-            top_p(&mut fast, p);
-            slow.sort_by(by_rank);
-            let weight = |c: &Candidate| f64::from(c.0 - slow[0].0).exp();
-            let wanted = p * slow.iter().map(weight).sum::<f64>();
-            let mut sum = 0.0;
-            let count = slow
-                .iter()
-                .take_while(|c| {
-                    let go = sum < wanted;
-                    sum += weight(c);
-                    go
-                })
-                .count();
-            assert_eq!(fast.len(), count);
-            assert_eq!(fast, slow[..count]);
-        }
-    }
+    top_k(&mut candidates, top);
+    candidates.sort_unstable_by(by_rank);
+    (chosen, candidates.into_iter().map(|(logit, id)| (id, of(logit))).collect())
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,7 +65,20 @@ impl GgufFile {
     /// # Errors
     /// As [`open`](Self::open); a part of a split model is an error.
     pub fn parse(bytes: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self, GgufError> {
-        let source = Source::memory(Arc::new(bytes));
+        Self::of(Source::memory(Arc::new(bytes)))
+    }
+
+    /// Reads a whole model that is part of the program; errors and [`path`](Self::path) call it
+    /// `name`.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse).
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self, GgufError> {
+        Self::of(Source { path: Arc::from(Path::new(name)), owner: Arc::new(bytes) })
+    }
+
+    /// A model that is one file.
+    fn of(source: Source) -> Result<Self, GgufError> {
         let header = header::parse(&source, 0)?;
         if let Some(split) = SplitInfo::of(&header.metadata, &source.path)? {
             let text = format!("one of {} parts of a split model; open it by path", split.count);

@@ -160,6 +160,16 @@ pub fn is_name(name: &str) -> bool {
     }
 }
 
+/// The features of this build that add devices, as cargo takes them.
+pub fn features() -> Vec<&'static str> {
+    let all = [
+        ("cuda", cfg!(feature = "cuda")),
+        ("cuda-emulated", emulated()),
+        ("wgpu", cfg!(feature = "wgpu")),
+    ];
+    all.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+}
+
 /// Whether the emulated device was built in.
 fn emulated() -> bool {
     cfg!(feature = "cuda-emulated")

@@ -8,16 +8,18 @@ use std::{
 use realm_core::{
     Graph,
     backend::{
-        Backend, Bindings, CompileOptions, Inputs, KvSpec, KvType, Limits, Precision, Program,
-        Role, SequenceRows, Token,
+        Backend, Bindings, CompileOptions, Inputs, KvType, Limits, Precision, Program, Role,
+        SequenceRows, Token,
     },
     fuse,
+    graph::Op,
 };
 
 use crate::{
-    Model, RuntimeError, SamplingParams,
-    memory::MemoryPlan,
-    scheduler::{Scheduler, Sequence},
+    Event, Model, Request, RuntimeError, SequenceId,
+    memory::{MemoryPlan, human},
+    sampler::HostSampler,
+    scheduler::{Rules, Scheduler, Sequence},
     steps::UnderWay,
 };
 
@@ -28,6 +30,16 @@ pub struct EngineOptions {
     pub context: Option<usize>,
     /// Sequences that run side by side.
     pub sequences: usize,
+    /// Tokens that the KV cache holds, of all sequences together, rounded up to whole blocks; `None`:
+    /// `sequences` times `context`. With fewer, sequences that run out of room wait for others.
+    pub kv_tokens: Option<usize>,
+    /// Most sequences that wait beside those that run: more are refused.
+    pub queue: usize,
+    /// Bytes of host memory for the cache blocks of sequences that had to make room; beyond that their
+    /// tokens are computed again.
+    pub swap_bytes: u64,
+    /// Keep the cache blocks of prompts for sequences that begin alike.
+    pub prefix_cache: bool,
     /// Most tokens of a step: longer prompts are cut into chunks of this size.
     pub step_tokens: usize,
     /// The type of the products' inputs.
@@ -43,6 +55,10 @@ impl Default for EngineOptions {
         Self {
             context: None,
             sequences: 1,
+            kv_tokens: None,
+            queue: 1024,
+            swap_bytes: 1 << 30,
+            prefix_cache: true,
             step_tokens: 512,
             precision: Precision::Auto,
             kv_type: None,
@@ -59,43 +75,6 @@ impl EngineOptions {
             _ => KvType::F16,
         })
     }
-}
-
-/// A sequence of the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SequenceId(pub u64);
-
-/// What to generate.
-#[derive(Debug, Clone)]
-pub struct Request {
-    /// Token ids, at least one.
-    pub prompt: Vec<u32>,
-    /// Most tokens to generate, at least one.
-    pub max_tokens: usize,
-    /// How they are chosen.
-    pub sampling: SamplingParams,
-    /// Tokens that end the sequence.
-    pub stop_tokens: Vec<u32>,
-}
-
-/// Why a sequence ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finish {
-    /// It generated one of its stop tokens.
-    Stop,
-    /// It generated as many tokens as were asked for.
-    Length,
-}
-
-/// A token of a sequence.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Event {
-    /// Whose.
-    pub sequence: SequenceId,
-    /// The token; a stop token too.
-    pub token: u32,
-    /// Set with the last token.
-    pub finish: Option<Finish>,
 }
 
 /// How far loading is.
@@ -123,19 +102,60 @@ impl Upload {
     }
 }
 
+/// How busy an engine is, and sums since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct EngineStats {
+    /// Sequences that wait for their first step.
+    pub waiting: usize,
+    /// Sequences that run.
+    pub running: usize,
+    /// Sequences that made room for others and come back.
+    pub preempted: usize,
+    /// Blocks of the KV cache that hold nothing of use.
+    pub free_blocks: usize,
+    /// Blocks that no sequence holds, kept for prompts that begin alike.
+    pub cached_blocks: usize,
+    /// Blocks that sequences hold.
+    pub used_blocks: usize,
+    /// Bytes of host memory that swapped-out blocks take.
+    pub swapped_bytes: u64,
+    /// Prompt tokens of all sequences that were let in.
+    pub prompt_tokens: u64,
+    /// Tokens that were not computed, as a block held them already.
+    pub cached_prompt_tokens: u64,
+    /// How often a sequence made room by swapping its blocks out.
+    pub preempted_by_swap: u64,
+    /// How often a sequence made room by dropping its blocks, to be computed again.
+    pub preempted_by_replay: u64,
+}
+
+/// Whether each row depends on what comes before it alone: only then does a block that a prompt filled
+/// hold the same for every other one that begins alike.
+fn looks_back_only(graph: &Graph) -> bool {
+    graph.nodes().iter().all(|node| match &node.op {
+        Op::Attention(op) => op.spec.mask.causal,
+        _ => true,
+    })
+}
+
 /// A model on a device.
 pub struct Engine {
     pub(crate) graph: Graph,
     pub(crate) backend: Arc<dyn Backend>,
-    bindings: Bindings,
+    pub(crate) bindings: Bindings,
     pub(crate) program: Box<dyn Program>,
     pub(crate) scheduler: Scheduler,
     /// The step that is computed while nobody waits for it.
     pub(crate) under_way: Option<UnderWay>,
     /// Tokens of a step that was an error for other sequences.
     pub(crate) pending: Vec<Event>,
+    /// Errors of a step that had several.
+    pub(crate) failures: Vec<RuntimeError>,
+    pub(crate) host: HostSampler,
+    /// Most sequences that wait.
+    queue: usize,
     plan: MemoryPlan,
-    vocabulary: usize,
+    pub(crate) vocabulary: usize,
     precision: Precision,
     pub(crate) times: bool,
     pub(crate) node_seconds: Vec<f64>,
@@ -170,13 +190,15 @@ impl Engine {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<Self, RuntimeError> {
         let start = Instant::now();
+        let device = backend.info().name.as_str();
+        tracing::info!(model = %model.file().path().display(), device, "loading");
         let sizes = graph.weights().iter().map(|info| info.bytes().unwrap_or(0) as u64);
         let (mut loaded, total) = (0, sizes.clone().sum());
         let mut upload = Upload::default();
         let mut weights = Vec::with_capacity(graph.weights().len());
         for (info, bytes) in graph.weights().iter().zip(sizes) {
             let begin = Instant::now();
-            let data = model.file().require(&info.name)?.data()?;
+            let data = model.data(info)?;
             let weight = backend.load_weight(info, data)?;
             // Vectors are small, and decoded on every device.
             if info.rows > 1 && weight.device_bytes() > 0 {
@@ -188,21 +210,29 @@ impl Engine {
             progress(Progress { loaded, total });
         }
         let bindings = Bindings { weights, kv: backend.kv_pool(&plan.kv)? };
+        tracing::info!(weights = human(total), kv = human(plan.kv_bytes()), "loaded");
         let compile =
             CompileOptions { limits: plan.limits, precision: options.precision, poison: false };
         let program = backend.compile(&graph, &bindings, &compile)?;
-        let KvSpec { block_tokens, blocks, .. } = plan.kv;
-        let Limits { tokens, sequences, .. } = plan.limits;
+        let precision = program.info().precision;
+        tracing::info!(%precision, limits = ?plan.limits, time = ?start.elapsed(), "compiled");
+        let rules = Rules {
+            swap_bytes: options.swap_bytes,
+            prefix_cache: options.prefix_cache && looks_back_only(&graph),
+        };
         Ok(Self {
             node_seconds: vec![0.0; graph.nodes().len()],
             graph,
             backend,
             bindings,
             program,
-            scheduler: Scheduler::new(tokens, sequences, block_tokens, blocks),
+            scheduler: Scheduler::new(plan.limits, &plan.kv, rules),
             plan,
             under_way: None,
             pending: Vec::new(),
+            failures: Vec::new(),
+            host: HostSampler::default(),
+            queue: options.queue,
             vocabulary: model.vocabulary(),
             precision: options.precision,
             times: options.times,
@@ -254,14 +284,34 @@ impl Engine {
         std::mem::replace(&mut self.node_seconds, zeros)
     }
 
+    /// How busy it is, and what came of its cache.
+    pub fn stats(&self) -> EngineStats {
+        let [waiting, running, preempted] = self.scheduler.numbers();
+        let (counts, blocks) = (self.scheduler.counts(), &self.scheduler.blocks);
+        EngineStats {
+            waiting,
+            running,
+            preempted,
+            free_blocks: blocks.free() - blocks.cached(),
+            cached_blocks: blocks.cached(),
+            used_blocks: blocks.len() - blocks.free(),
+            swapped_bytes: self.scheduler.swapped_bytes(),
+            prompt_tokens: counts.prompt_tokens,
+            cached_prompt_tokens: counts.cached_prompt_tokens,
+            preempted_by_swap: counts.swapped_out,
+            preempted_by_replay: counts.dropped,
+        }
+    }
+
     /// Adds a sequence. It starts with one of the next steps.
     ///
     /// # Errors
-    /// An empty prompt, ids that the model does not know, sampling parameters out of range, or more
-    /// tokens than the context holds.
+    /// An empty prompt, ids that the model does not know, sampling parameters out of range, more tokens
+    /// than the context holds, or as many sequences waiting as may.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId, RuntimeError> {
         self.check_prompt(&request.prompt)?;
         request.sampling.check().map_err(RuntimeError::Request)?;
+        request.sampling.check_ids(self.vocabulary).map_err(RuntimeError::Request)?;
         if request.max_tokens == 0 {
             return Err(RuntimeError::Request(
                 "no tokens to generate; ask for at least one".into(),
@@ -274,8 +324,13 @@ impl Engine {
                 request.max_tokens
             )));
         }
+        let (waiting, queue) = (self.scheduler.sequences(), self.queue);
+        if waiting >= queue.saturating_add(self.plan.limits.sequences) {
+            return Err(RuntimeError::QueueFull { waiting, queue });
+        }
         let id = SequenceId(self.next);
         self.next += 1;
+        tracing::debug!(sequence = id.0, prompt, max_tokens = request.max_tokens, "submitted");
         self.scheduler.submit(Sequence::new(id, request));
         Ok(id)
     }
@@ -299,19 +354,18 @@ impl Engine {
 
     /// Ends a sequence; its blocks are free for the next step. `false` where it had ended.
     pub fn cancel(&mut self, id: SequenceId) -> bool {
-        if self.scheduler.unqueue(id) {
-            return true;
+        let waits = self.scheduler.unqueue(id);
+        if !waits && !self.scheduler.end(id, self.under_way.as_mut()) {
+            return false;
         }
-        let runs = self.scheduler.end(id, self.under_way.as_mut());
-        if runs {
-            self.pending.retain(|event| event.sequence != id);
-        }
-        runs
+        self.pending.retain(|event| event.sequence != id);
+        tracing::debug!(sequence = id.0, "cancelled");
+        true
     }
 
-    /// Whether no sequence waits or runs, and [`Engine::step`] has no token to give.
+    /// Whether no sequence waits or runs, and [`Engine::step`] has neither token nor error to give.
     pub fn is_idle(&self) -> bool {
-        self.scheduler.is_idle() && self.pending.is_empty()
+        self.scheduler.is_idle() && self.pending.is_empty() && self.failures.is_empty()
     }
 
     /// The logits of every token of a prompt, as a prefill computes them: `sink` gets rows of

@@ -83,6 +83,32 @@ pub enum RuntimeError {
         /// The sequences that have no next token and were ended.
         sequences: Vec<SequenceId>,
     },
+    /// A conversation for a model that has no chat template.
+    #[error(
+        "{path}: has no chat template; give one by --chat-template FILE, or continue plain text with `realm run`"
+    )]
+    NoChatTemplate {
+        /// The file.
+        path: String,
+    },
+    /// Logits that biases and penalties leave no token of.
+    #[error(
+        "logit biases and penalties leave no token to choose; ban fewer tokens"
+    )]
+    AllBanned {
+        /// The sequences that have no next token and were ended.
+        sequences: Vec<SequenceId>,
+    },
+    /// More sequences than may wait.
+    #[error(
+        "{waiting} sequences run or wait already and no more may; submit again when some have ended, or raise the queue's length ({queue})"
+    )]
+    QueueFull {
+        /// Sequences that run or wait.
+        waiting: usize,
+        /// [`EngineOptions::queue`](crate::EngineOptions::queue).
+        queue: usize,
+    },
     /// A request that cannot be run.
     #[error("{0}")]
     Request(String),

@@ -12,16 +12,24 @@ pub mod memory;
 mod model;
 pub mod models;
 mod placement;
+mod request;
 mod sampler;
 mod scheduler;
 mod split;
 mod steps;
+pub mod text;
 mod vocab;
 
-pub use engine::{Engine, EngineOptions, Event, Finish, Progress, Request, SequenceId, Upload};
+pub use engine::{Engine, EngineOptions, EngineStats, Progress, Upload};
 pub use error::RuntimeError;
 pub use model::Model;
 pub use placement::{Loaded, Placement};
+pub use request::{Event, Finish, Request, SequenceId, TokenLogprobs};
 pub use sampler::SamplingParams;
 pub use split::SplitBackend;
 pub use vocab::tokenizer;
+
+/// The README's examples are compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

@@ -67,7 +67,7 @@ fn reserve(device: u64) -> u64 {
 /// What a part of a model needs, whatever its context.
 struct Need {
     plan: DevicePlan,
-    /// Bytes of a KV block of each sequence.
+    /// Bytes of a KV block.
     block_bytes: u64,
     /// Bytes that may be taken.
     room: Option<u64>,
@@ -86,7 +86,7 @@ impl Need {
         let compile = CompileOptions { limits, precision: options.precision, poison: false };
         let kv = kv_spec(graph, backend, options);
         Ok(Self {
-            block_bytes: (kv.block_bytes()? as u64).saturating_mul(limits.sequences as u64),
+            block_bytes: kv.block_bytes()? as u64,
             room: info.memory.map(|memory| memory.saturating_sub(reserve(memory))),
             plan: DevicePlan {
                 device: info.name.clone(),
@@ -103,12 +103,12 @@ impl Need {
         })
     }
 
-    /// Bytes with so many KV blocks a sequence.
+    /// Bytes with so many KV blocks.
     fn bytes(&self, blocks: usize) -> u64 {
         self.plan.total_bytes().saturating_add(self.block_bytes.saturating_mul(blocks as u64))
     }
 
-    /// KV blocks a sequence that fit; `None` where not even one does.
+    /// KV blocks that fit; `None` where not even one does.
     fn fitting(&self) -> Option<usize> {
         let Some(room) = self.room else { return Some(usize::MAX) };
         let left = room.checked_sub(self.bytes(1))?;
@@ -132,11 +132,11 @@ impl Need {
     }
 
     /// The last layer's need, where more does not fit.
-    fn said_alone(&self, block_tokens: usize) -> String {
+    fn said_alone(&self, block_tokens: usize, options: &EngineOptions) -> String {
         match self.fitting() {
             Some(blocks) => format!(
                 "; with --gpu-layers 1 at most --ctx {} fits",
-                blocks.saturating_mul(block_tokens)
+                largest_context(blocks, block_tokens, options)
             ),
             None => format!("; the last layer alone takes {}", human(self.bytes(1))),
         }
@@ -157,6 +157,25 @@ fn kv_spec(graph: &Graph, backend: &dyn Backend, options: &EngineOptions) -> KvS
 fn limits(options: &EngineOptions) -> Limits {
     let sequences = options.sequences.max(1);
     Limits { tokens: options.step_tokens.max(sequences), outputs: sequences, sequences }
+}
+
+/// Blocks of the cache: what was asked for, or a whole context for each sequence.
+fn pool_blocks(context: usize, block_tokens: usize, options: &EngineOptions) -> usize {
+    let blocks = match options.kv_tokens {
+        Some(tokens) => tokens.div_ceil(block_tokens),
+        None => context.div_ceil(block_tokens).saturating_mul(options.sequences.max(1)),
+    };
+    blocks.max(1)
+}
+
+/// The context that so many blocks hold for each sequence, or where the cache's size was asked for, for
+/// one.
+fn largest_context(blocks: usize, block_tokens: usize, options: &EngineOptions) -> usize {
+    let each = match options.kv_tokens {
+        Some(_) => blocks,
+        None => blocks / options.sequences.max(1),
+    };
+    each.saturating_mul(block_tokens)
 }
 
 impl MemoryPlan {
@@ -204,24 +223,46 @@ impl MemoryPlan {
             fitting =
                 fitting.min(blocks.ok_or_else(|| error(need.said(1) + "; use a smaller file"))?);
         }
-        let most = fitting.saturating_mul(kv.block_tokens);
+        let block_tokens = kv.block_tokens;
+        let too_much = |blocks: usize, what: String, advice: String| {
+            let tight = needs.iter().find(|need| !need.fits(blocks));
+            let device = tight.map_or("the device", |need| &need.plan.device);
+            let bytes = tight.map_or(0, |n| n.block_bytes.saturating_mul(blocks as u64));
+            let bytes = human(bytes);
+            error(format!("{what} takes {bytes} of KV cache and does not fit {device}; {advice}"))
+        };
+        // Without a wish each sequence can have its whole context at once.
+        let asked = options.kv_tokens.map_or(usize::MAX, |_| pool_blocks(1, block_tokens, options));
+        let even = largest_context(fitting.min(asked), block_tokens, options).max(block_tokens);
         let context = match options.context {
-            Some(context) if context > most => {
-                let blocks = context.div_ceil(kv.block_tokens);
-                let tight = needs.iter().find(|need| !need.fits(blocks));
-                let device = tight.map_or("the device", |need| &need.plan.device);
-                let bytes = tight.map_or(0, |n| n.block_bytes.saturating_mul(blocks as u64));
+            Some(context) => context.max(1),
+            None => model.context().min(even),
+        };
+        let (alone, most) = (context.div_ceil(block_tokens), fitting.saturating_mul(block_tokens));
+        if alone > fitting {
+            let what = format!("a context of {context} tokens");
+            return Err(too_much(alone, what, format!("at most --ctx {most} does")));
+        }
+        let mut blocks = pool_blocks(context, block_tokens, options);
+        if let Some(tokens) = options.kv_tokens {
+            if blocks > fitting {
+                let what = format!("a cache of {tokens} tokens");
+                return Err(too_much(
+                    blocks,
+                    what,
+                    format!("at most {most} do: fewer sequences or a smaller context take less"),
+                ));
+            }
+            if alone > blocks {
                 return Err(error(format!(
-                    "a context of {context} tokens takes {} of KV cache and does not fit {device}; at most --ctx {most} does",
-                    human(bytes)
+                    "a cache of {tokens} tokens does not hold a context of {context}; make it larger, or the context smaller by --ctx {tokens}"
                 )));
             }
-            Some(context) => context.max(1),
-            None => model.context().min(most),
-        };
-        let blocks = context.div_ceil(kv.block_tokens);
+        }
+        // Sequences that find no room wait for others, so that one context is all it takes.
+        blocks = blocks.min(fitting);
         let limits = limits(options);
-        kv.blocks = blocks.saturating_mul(limits.sequences);
+        kv.blocks = blocks;
         Ok(Self {
             devices: needs.into_iter().map(|need| need.taking(blocks)).collect(),
             kv,
@@ -309,7 +350,7 @@ pub(crate) fn fit(
 ) -> Result<Fit, RuntimeError> {
     let block_tokens = backends[1].info().kv_block_tokens;
     let context = options.context.unwrap_or(trained.min(COMMON_CONTEXT));
-    let blocks = context.div_ceil(block_tokens).max(1);
+    let blocks = pool_blocks(context, block_tokens, options);
     let layers = graph.layers();
     let whole = gpu_need(graph, 0, backends, options)?;
     if whole.fits(blocks) {
@@ -347,7 +388,7 @@ pub(crate) fn fit(
     }
     let part = match (no_cut, last) {
         (Some(error), _) => format!("; {error}"),
-        (None, Some(last)) => last.said_alone(block_tokens),
+        (None, Some(last)) => last.said_alone(block_tokens, options),
         (None, None) => String::new(),
     };
     Ok(Fit::Nothing(format!("no layer fits: {cause}{part}")))
@@ -366,7 +407,12 @@ pub(crate) fn too_many(
 ) -> Result<Option<String>, RuntimeError> {
     let need = gpu_need(graph, layer, backends, options)?;
     let block_tokens = backends[1].info().kv_block_tokens;
-    let blocks = options.context.map_or(1, |context| context.div_ceil(block_tokens).max(1));
+    // One sequence can have the context that was asked for; others wait where there is no more room.
+    let context = options.context.unwrap_or(1);
+    let blocks = match options.kv_tokens {
+        Some(_) => pool_blocks(context, block_tokens, options),
+        None => context.div_ceil(block_tokens).max(1),
+    };
     Ok((!need.fits(blocks)).then(|| match need.fitting() {
         Some(most) => format!(
             "{}; at most --ctx {} fits beside them",

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use realm_core::Graph;
+use realm_core::{Bytes, Graph, graph::WeightInfo};
 use realm_gguf::GgufFile;
 use realm_tokenizer::Tokenizer;
 
@@ -40,6 +40,25 @@ impl Model {
     /// The plain graph, before fusion.
     pub fn graph(&self) -> &Graph {
         &self.built.graph
+    }
+
+    /// The bytes of one of the graph's weights, where they lie in the mapped file.
+    ///
+    /// # Errors
+    /// A weight of another model, and a file that has shrunk.
+    pub fn data(&self, weight: &WeightInfo) -> Result<Bytes, RuntimeError> {
+        let Some(part) = self.built.parts.get(&weight.name) else {
+            return Ok(self.file.require(&weight.name)?.data()?);
+        };
+        let data = self.file.require(&part.tensor)?.data()?;
+        let row = weight.dtype.row_bytes(weight.cols).unwrap_or(0);
+        let at = |rows: usize| row.checked_mul(rows);
+        let range = at(part.rows.start).zip(at(part.rows.end));
+        let slice = range.and_then(|(start, end)| data.slice(start..end));
+        slice.ok_or_else(|| RuntimeError::Model {
+            path: self.file.path().display().to_string(),
+            problem: format!("tensor {} has no {:?}", part.tensor, part.rows),
+        })
     }
 
     /// Tokens that the model knows.

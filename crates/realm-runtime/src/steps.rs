@@ -2,18 +2,22 @@
 //! one before it is read: the token that it takes is still on the device, and the host's work costs no
 //! time.
 //!
+//! A token that the host chooses is not on the device: its sequence has no rows in the step that is
+//! started ahead.
+//!
 //! A sequence that turns out to have ended was then computed for one step too many. That step's result
 //! is dropped and nobody sees what it wrote to the cache; the blocks are given to others only when it
 //! is done.
 
 use realm_core::{
-    backend::{BackendError, Inputs, SequenceRows, Step, Token},
-    sampling::NO_TOKEN,
+    backend::{BackendError, Inputs, SequenceRows, Step, StepOutput, Token},
+    sampling::{NO_TOKEN, Sampling},
 };
 
 use crate::{
-    Engine, Event, Finish, RuntimeError, SequenceId,
+    Engine, Event, Finish, RuntimeError, SequenceId, TokenLogprobs,
     attention::BlockTable,
+    sampler::Choice,
     scheduler::{Scheduler, Share},
 };
 
@@ -29,8 +33,24 @@ pub(crate) struct UnderWay {
 struct Rows {
     sequence: SequenceId,
     count: usize,
+    /// Tokens that its cache holds when the step is done.
+    cached: usize,
     /// The last row's token is chosen.
     chooses: bool,
+}
+
+/// A token that a step gave a sequence.
+struct Chosen {
+    sequence: SequenceId,
+    token: u32,
+    logprobs: Option<TokenLogprobs>,
+}
+
+/// Sequences that a step found no token for.
+#[derive(Default)]
+struct Lost {
+    not_numbers: Vec<SequenceId>,
+    all_banned: Vec<SequenceId>,
 }
 
 impl UnderWay {
@@ -51,7 +71,8 @@ struct Batch<'a> {
     tokens: Vec<Token>,
     sequences: Vec<SequenceRows<'a>>,
     outputs: Vec<u32>,
-    sampling: Vec<realm_core::sampling::Sampling>,
+    sampling: Vec<Sampling>,
+    want_logits: bool,
     rows: Vec<Rows>,
 }
 
@@ -60,7 +81,7 @@ impl<'a> Batch<'a> {
     fn new(scheduler: &'a Scheduler, shares: &[Share]) -> Self {
         let mut batch = Self::default();
         for share in shares {
-            let sequence = &scheduler.running[share.sequence];
+            let Some(sequence) = scheduler.get(share.sequence) else { continue };
             let (start, end) = (batch.tokens.len(), sequence.cached + share.rows);
             // A token that is not known yet is what the step under way chooses.
             let token = |at| match sequence.tokens.get(at) {
@@ -71,7 +92,12 @@ impl<'a> Batch<'a> {
             let chooses = end == sequence.tokens.len() + sequence.choosing;
             if chooses {
                 batch.outputs.push(batch.tokens.len() as u32 - 1);
-                batch.sampling.push(sequence.request.sampling.at(end));
+                // Where the host chooses, the device's choice is not looked at.
+                batch.sampling.push(match sequence.on_host {
+                    true => Sampling::GREEDY,
+                    false => sequence.sampling.at(end),
+                });
+                batch.want_logits |= sequence.on_host || sequence.logprobs.is_some();
             }
             batch.sequences.push(SequenceRows {
                 rows: start..batch.tokens.len(),
@@ -79,7 +105,8 @@ impl<'a> Batch<'a> {
                 role: share.role,
                 blocks: sequence.table.blocks(),
             });
-            batch.rows.push(Rows { sequence: sequence.id, count: share.rows, chooses });
+            let (sequence, count) = (sequence.id, share.rows);
+            batch.rows.push(Rows { sequence, count, cached: end, chooses });
         }
         batch
     }
@@ -100,8 +127,12 @@ impl Engine {
     ///
     /// # Errors
     /// The device's failure. Logits that are no numbers, which ends the sequences that the error names;
-    /// the others go on, and the next call gives the tokens that they got in this step.
+    /// the others go on, and the next call gives the tokens that they got in this step. The same where
+    /// biases and penalties leave no token.
     pub fn step(&mut self) -> Result<Vec<Event>, RuntimeError> {
+        if let Some(error) = self.failures.pop() {
+            return Err(error);
+        }
         if !self.pending.is_empty() {
             return Ok(std::mem::take(&mut self.pending));
         }
@@ -132,27 +163,75 @@ impl Engine {
         for (total, seconds) in self.node_seconds.iter_mut().zip(&output.node_seconds) {
             *total += seconds;
         }
-        let broken = self.broken(&rows, &output.sampled);
-        if broken.iter().any(|&id| self.under_way.as_ref().is_some_and(|step| step.computes(id))) {
+        let (chosen, lost) = self.choose(&rows, &output);
+        let mut broken = lost.not_numbers.iter().chain(&lost.all_banned);
+        if broken.any(|&id| self.under_way.as_ref().is_some_and(|step| step.computes(id))) {
             self.drop_next();
         }
-        for &id in &broken {
+        for &id in lost.not_numbers.iter().chain(&lost.all_banned) {
             self.scheduler.end(id, None);
+            tracing::debug!(sequence = id.0, "ended without a token");
         }
-        let events = self.advance(&rows, &output.sampled);
-        if broken.is_empty() {
-            return Ok(events);
+        for rows in &rows {
+            self.scheduler.computed(rows.sequence, rows.cached);
         }
+        let events = self.advance(chosen);
+        self.failures = self.errors(lost);
+        let Some(error) = self.failures.pop() else { return Ok(events) };
         self.pending = events;
-        Err(RuntimeError::NotNumbers { precision: self.precision(), sequences: broken })
+        Err(error)
     }
 
-    /// The sequences that a step found no token for. One that ended while the step was under way is
-    /// none of them.
-    fn broken(&mut self, rows: &[Rows], sampled: &[u32]) -> Vec<SequenceId> {
-        let choosing = rows.iter().filter(|rows| rows.chooses).zip(sampled);
-        let lost = choosing.filter(|(_, token)| **token == NO_TOKEN).map(|(rows, _)| rows.sequence);
-        lost.filter(|&id| self.scheduler.find(id).is_some()).collect()
+    /// The tokens that a step gave: the device's choices, or the host's where the request asks for more
+    /// than devices do. Sequences that ended while the step was under way have none.
+    fn choose(&mut self, rows: &[Rows], output: &StepOutput) -> (Vec<Chosen>, Lost) {
+        let (mut chosen, mut lost) = (Vec::with_capacity(rows.len()), Lost::default());
+        let vocabulary = self.vocabulary.max(1);
+        let choosing = rows.iter().filter(|rows| rows.chooses).map(|rows| rows.sequence);
+        for (at, (id, &sampled)) in choosing.zip(&output.sampled).enumerate() {
+            let Some(sequence) = self.scheduler.find(id) else { continue };
+            let logits = output.logits.get(at * vocabulary..(at + 1) * vocabulary);
+            let choice = match (sequence.on_host, logits) {
+                (true, Some(logits)) => {
+                    let position = sequence.tokens.len();
+                    sequence.count_said();
+                    let (params, said) = (&sequence.sampling, sequence.said());
+                    self.host.choose(logits, params, said, position)
+                }
+                _ if sampled == NO_TOKEN => Choice::NotNumbers,
+                _ => Choice::Token(sampled),
+            };
+            let token = match choice {
+                Choice::Token(token) => token,
+                Choice::NotNumbers => {
+                    lost.not_numbers.push(id);
+                    continue;
+                }
+                Choice::AllBanned => {
+                    lost.all_banned.push(id);
+                    continue;
+                }
+            };
+            let logprobs = sequence.logprobs.zip(logits);
+            let logprobs =
+                logprobs.map(|(top, logits)| crate::sampler::logprobs(logits, token, top));
+            chosen.push(Chosen { sequence: id, token, logprobs });
+        }
+        (chosen, lost)
+    }
+
+    /// What to say about sequences without a token.
+    fn errors(&self, lost: Lost) -> Vec<RuntimeError> {
+        let Lost { not_numbers, all_banned } = lost;
+        let mut errors = Vec::new();
+        if !all_banned.is_empty() {
+            errors.push(RuntimeError::AllBanned { sequences: all_banned });
+        }
+        if !not_numbers.is_empty() {
+            let (precision, sequences) = (self.precision(), not_numbers);
+            errors.push(RuntimeError::NotNumbers { precision, sequences });
+        }
+        errors
     }
 
     /// Waits for the step started ahead and forgets it: it took a token that does not exist, so that
@@ -168,7 +247,7 @@ impl Engine {
     /// Starts the next step; `None` where there is nothing to compute. `previous` is the step under
     /// way.
     fn start(&mut self, previous: Option<&dyn Step>) -> Result<Option<UnderWay>, BackendError> {
-        let shares = self.scheduler.plan();
+        let shares = self.scheduler.plan(previous.is_none(), &*self.bindings.kv);
         if shares.is_empty() {
             return Ok(None);
         }
@@ -179,14 +258,20 @@ impl Engine {
             given: &[],
             outputs: &batch.outputs,
             sampling: &batch.sampling,
-            want_logits: false,
+            want_logits: batch.want_logits,
             want_times: self.times,
             previous,
         })?;
+        tracing::trace!(
+            rows = batch.tokens.len(),
+            sequences = batch.sequences.len(),
+            ahead = previous.is_some(),
+            "step"
+        );
         let rows = batch.rows;
         let mut output = 0;
-        for (share, rows) in shares.iter().zip(&rows) {
-            let sequence = &mut self.scheduler.running[share.sequence];
+        for rows in &rows {
+            let Some(sequence) = self.scheduler.find(rows.sequence) else { continue };
             sequence.cached += rows.count;
             if rows.chooses {
                 sequence.choosing += 1;
@@ -198,25 +283,28 @@ impl Engine {
     }
 
     /// Adds the chosen tokens to their sequences and lets finished ones go.
-    fn advance(&mut self, rows: &[Rows], sampled: &[u32]) -> Vec<Event> {
-        let mut events = Vec::new();
-        let choosing = rows.iter().filter(|rows| rows.chooses);
-        for (rows, &token) in choosing.zip(sampled) {
-            // One that ended while the step was under way wants no more.
-            let Some(sequence) = self.scheduler.find(rows.sequence) else { continue };
-            sequence.choosing -= 1;
-            sequence.tokens.push(token);
-            let finish = if sequence.request.stop_tokens.contains(&token) {
+    fn advance(&mut self, chosen: Vec<Chosen>) -> Vec<Event> {
+        let mut events = Vec::with_capacity(chosen.len());
+        for Chosen { sequence: id, token, logprobs } in chosen {
+            let Some(sequence) = self.scheduler.find(id) else { continue };
+            sequence.push(token);
+            let finish = if sequence.stop_tokens.contains(&token) {
                 Some(Finish::Stop)
-            } else if sequence.generated() >= sequence.request.max_tokens {
+            } else if sequence.generated() >= sequence.max_tokens {
                 Some(Finish::Length)
             } else {
                 None
             };
-            events.push(Event { sequence: sequence.id, token, finish });
-        }
-        for event in events.iter().filter(|event| event.finish.is_some()) {
-            self.scheduler.end(event.sequence, self.under_way.as_mut());
+            if let Some(finish) = finish {
+                tracing::debug!(
+                    sequence = id.0,
+                    ?finish,
+                    tokens = sequence.generated(),
+                    "finished"
+                );
+                self.scheduler.end(id, self.under_way.as_mut());
+            }
+            events.push(Event { sequence: id, token, finish, logprobs });
         }
         events
     }
@@ -254,7 +342,7 @@ impl Engine {
 
     /// Rows are to be computed again.
     fn rewind(&mut self, rows: &[Rows]) {
-        for Rows { sequence, count, chooses } in rows {
+        for Rows { sequence, count, chooses, .. } in rows {
             if let Some(sequence) = self.scheduler.find(*sequence) {
                 sequence.cached -= count;
                 sequence.choosing -= usize::from(*chooses);

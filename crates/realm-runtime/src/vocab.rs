@@ -32,9 +32,13 @@ pub fn tokenizer(file: &GgufFile) -> Result<Tokenizer, RuntimeError> {
         eom: id("eom")?,
         unk: id("unknown")?,
         pad: id("padding")?,
+        cls: id("cls")?,
+        sep: id("seperator")?,
         add_bos: flag("add_bos_token")?,
         add_eos: flag("add_eos_token")?,
         add_space_prefix: flag("add_space_prefix")?,
+        lowercase: flag("normalizer.lowercase")?,
+        strip_accents: flag("normalizer.strip_accents")?,
     };
     let path = file.path().display().to_string();
     Tokenizer::new(vocab).map_err(|source| RuntimeError::Tokenizer { path, source })

@@ -27,10 +27,16 @@ fn request(random: &mut Random) -> Request {
     let seed = u64::from(random.word());
     let sampling = match random.below(2) {
         0 => SamplingParams::GREEDY,
-        _ => SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.01, seed },
+        _ => SamplingParams {
+            temperature: 1.0,
+            top_p: 0.95,
+            min_p: 0.01,
+            seed,
+            ..SamplingParams::GREEDY
+        },
     };
     let stop_tokens = (0..random.below(4)).map(|_| random.below(VOCABULARY) as u32).collect();
-    Request { prompt, max_tokens: 1 + random.below(30), sampling, stop_tokens }
+    Request { prompt, max_tokens: 1 + random.below(30), sampling, stop_tokens, logprobs: None }
 }
 
 #[test]
@@ -115,7 +121,13 @@ fn no_step_is_wasted_where_the_end_is_known() {
         let mut engine = engine(&model, pretend.clone(), 2, 512);
         for max_tokens in [1, 2, 9] {
             let sampling = SamplingParams::GREEDY;
-            let request = Request { prompt: vec![1, 2], max_tokens, sampling, stop_tokens: vec![] };
+            let request = Request {
+                prompt: vec![1, 2],
+                max_tokens,
+                sampling,
+                stop_tokens: vec![],
+                logprobs: None,
+            };
             engine.submit(request).unwrap();
             finish(&mut engine);
         }
@@ -133,7 +145,13 @@ fn a_stop_token_costs_one_step_whose_blocks_are_free_afterwards() {
     let pretend = Arc::new(Pretend::new(cpu(), "pretend").asynchronous());
     let mut engine = engine(&model, pretend.clone(), 1, 512);
     let sampling = SamplingParams::GREEDY;
-    let base = Request { prompt: vec![5, 6], max_tokens: 30, sampling, stop_tokens: vec![] };
+    let base = Request {
+        prompt: vec![5, 6],
+        max_tokens: 30,
+        sampling,
+        stop_tokens: vec![],
+        logprobs: None,
+    };
     let id = engine.submit(base.clone()).unwrap();
     let (tokens, _) = finish(&mut engine).remove(&id).unwrap();
     let stop = tokens[4];
@@ -165,7 +183,13 @@ fn logits_that_are_no_numbers_end_their_sequences() {
     let mut engine = engine(&model, pretend, 2, 512);
     for _ in 0..2 {
         let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
-        let request = Request { prompt: vec![1, 2], max_tokens: 3, sampling, stop_tokens: vec![] };
+        let request = Request {
+            prompt: vec![1, 2],
+            max_tokens: 3,
+            sampling,
+            stop_tokens: vec![],
+            logprobs: None,
+        };
         engine.submit(request).unwrap();
         let error = engine.step().unwrap_err();
         assert!(matches!(error, RuntimeError::NotNumbers { .. }), "{error}");
@@ -180,10 +204,10 @@ fn a_sequence_without_a_token_ends_alone() {
     let seed = Random::fresh_seed();
     println!("REALM_SEED={seed}");
     let model = model_breaking_at(seed, BROKEN as usize);
-    let sampled = SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.0, seed };
+    let sampled = SamplingParams { temperature: 1.0, top_p: 0.9, seed, ..SamplingParams::GREEDY };
     let request = |prompt: &[u32], sampling| {
         let prompt = prompt.to_vec();
-        Request { prompt, max_tokens: 9, sampling, stop_tokens: vec![] }
+        Request { prompt, max_tokens: 9, sampling, stop_tokens: vec![], logprobs: None }
     };
     let a = request(&[3, BROKEN, 4], SamplingParams::GREEDY);
     let b = request(&[5, 6, 7], SamplingParams::GREEDY);
@@ -224,7 +248,13 @@ fn a_sequence_without_a_token_ends_alone() {
 fn a_failed_step_can_be_tried_again() {
     let model = model(8, DType::F32);
     let sampling = SamplingParams::GREEDY;
-    let request = Request { prompt: vec![9; 20], max_tokens: 12, sampling, stop_tokens: vec![] };
+    let request = Request {
+        prompt: vec![9; 20],
+        max_tokens: 12,
+        sampling,
+        stop_tokens: vec![],
+        logprobs: None,
+    };
     let mut plain = engine(&model, cpu(), 1, 8);
     plain.submit(request.clone()).unwrap();
     let expected: Vec<_> = finish(&mut plain).into_values().collect();

@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{CONTEXT, VOCABULARY, finish, model, model_with};
+use common::{CONTEXT, VOCABULARY, finish, model, model_of, model_with, pretend::Pretend};
 use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::{random::Random, run::distance};
 use realm_core::{
@@ -12,7 +12,9 @@ use realm_core::{
     backend::{Backend, KvType, Precision},
     reference::ReferenceBackend,
 };
-use realm_runtime::{Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams};
+use realm_runtime::{
+    Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams, SequenceId,
+};
 
 fn cpu(threads: usize) -> Arc<dyn Backend> {
     Arc::new(CpuBackend::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }))
@@ -26,8 +28,20 @@ fn engine(model: &Model, sequences: usize, step_tokens: usize) -> Engine {
 fn request(random: &mut Random) -> Request {
     let prompt = (0..1 + random.below(60)).map(|_| random.below(VOCABULARY) as u32).collect();
     let seed = u64::from(random.word());
-    let sampling = SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.95, min_p: 0.01, seed };
-    Request { prompt, max_tokens: 1 + random.below(20), sampling, stop_tokens: vec![7] }
+    let sampling = SamplingParams {
+        temperature: 1.0,
+        top_p: 0.95,
+        min_p: 0.01,
+        seed,
+        ..SamplingParams::GREEDY
+    };
+    Request {
+        prompt,
+        max_tokens: 1 + random.below(20),
+        sampling,
+        stop_tokens: vec![7],
+        logprobs: None,
+    }
 }
 
 #[test]
@@ -83,6 +97,7 @@ fn stop_tokens_end_a_sequence() {
         max_tokens: 30,
         sampling: SamplingParams::GREEDY,
         stop_tokens: vec![],
+        logprobs: None,
     };
     let id = engine.submit(base.clone()).unwrap();
     let (tokens, _) = finish(&mut engine).remove(&id).unwrap();
@@ -132,8 +147,14 @@ fn bad_requests_are_refused_in_one_line() {
         max_tokens: 1,
         sampling: SamplingParams::GREEDY,
         stop_tokens: vec![],
+        logprobs: None,
     };
-    let hot = SamplingParams { temperature: f32::NAN, ..SamplingParams::GREEDY };
+    let greedy = SamplingParams::GREEDY;
+    let wrong = |sampling| Request { sampling, ..good.clone() };
+    let bias = |id: usize, bias| SamplingParams {
+        logit_bias: vec![(0, -1.0), (id as u32, bias)],
+        ..SamplingParams::GREEDY
+    };
     let cases = [
         (Request { prompt: vec![], ..good.clone() }, "no tokens"),
         (Request { prompt: vec![VOCABULARY as u32], ..good.clone() }, "vocabulary"),
@@ -141,7 +162,15 @@ fn bad_requests_are_refused_in_one_line() {
         (Request { max_tokens: CONTEXT + 1, ..good.clone() }, "--ctx"),
         (Request { max_tokens: usize::MAX, ..good.clone() }, "--ctx"),
         (Request { max_tokens: 0, ..good.clone() }, "at least one"),
-        (Request { sampling: hot, ..good.clone() }, "temperature"),
+        (wrong(SamplingParams { temperature: f32::NAN, ..greedy.clone() }), "temperature"),
+        (wrong(SamplingParams { typical_p: 1.5, ..greedy.clone() }), "typical-p"),
+        (wrong(SamplingParams { repetition_penalty: 0.0, ..greedy.clone() }), "repetition"),
+        (wrong(SamplingParams { frequency_penalty: f32::NAN, ..greedy.clone() }), "frequency"),
+        (wrong(SamplingParams { presence_penalty: f32::INFINITY, ..greedy }), "presence"),
+        (wrong(bias(VOCABULARY, 1.0)), "vocabulary"),
+        (wrong(bias(1, f32::NAN)), "token 1"),
+        (wrong(bias(1, f32::INFINITY)), "token 1"),
+        (wrong(bias(1, f32::MAX)), "token 1"),
     ];
     for (request, word) in cases {
         let error = engine.submit(request).unwrap_err().to_string();
@@ -166,9 +195,201 @@ fn logits_that_are_no_numbers_are_an_error() {
     let model = model_with(6, DType::F32, f32::NAN);
     let mut engine = engine(&model, 2, 512);
     let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
-    let request = Request { prompt: vec![1, 2], max_tokens: 3, sampling, stop_tokens: vec![] };
+    let request = Request {
+        prompt: vec![1, 2],
+        max_tokens: 3,
+        sampling,
+        stop_tokens: vec![],
+        logprobs: None,
+    };
     engine.submit(request).unwrap();
     let error = engine.step().unwrap_err();
     assert!(matches!(error, RuntimeError::NotNumbers { .. }), "{error}");
     assert!(engine.is_idle());
+}
+
+#[test]
+fn biases_that_ban_everything_end_their_sequence_alone() {
+    let model = model(7, DType::Q8_0);
+    let mut engine = engine(&model, 3, 512);
+    let greedy = |prompt: Vec<u32>| Request {
+        prompt,
+        max_tokens: 5,
+        sampling: SamplingParams::GREEDY,
+        stop_tokens: vec![],
+        logprobs: None,
+    };
+    let id = engine.submit(greedy(vec![4, 5])).unwrap();
+    let expected = finish(&mut engine).remove(&id).unwrap();
+    let all = (0..VOCABULARY as u32).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let sampling = SamplingParams { logit_bias: all, ..SamplingParams::GREEDY };
+    let banned = engine.submit(Request { sampling, ..greedy(vec![1, 2, 3]) }).unwrap();
+    let other = engine.submit(greedy(vec![4, 5])).unwrap();
+    let error = engine.step().unwrap_err();
+    assert!(matches!(&error, RuntimeError::AllBanned { sequences } if *sequences == [banned]));
+    assert!(!error.to_string().contains('\n') && !engine.cancel(banned));
+    assert_eq!(finish(&mut engine).into_iter().collect::<Vec<_>>(), [(other, expected)]);
+}
+
+#[test]
+fn penalties_and_biases_change_the_text_as_they_should() {
+    let model = model(8, DType::F32);
+    let mut engine = engine(&model, 1, 512);
+    let mut run = |sampling: SamplingParams| {
+        let prompt = vec![3, 4, 5];
+        let logprobs = Some(2);
+        let id = engine
+            .submit(Request { prompt, max_tokens: 40, sampling, stop_tokens: vec![], logprobs })
+            .unwrap();
+        let mut tokens = Vec::new();
+        while !engine.is_idle() {
+            for event in engine.step().unwrap() {
+                assert_eq!(event.sequence, id);
+                let logprobs = event.logprobs.unwrap();
+                assert!(logprobs.chosen <= 0.0 && logprobs.top.len() == 2);
+                assert!(logprobs.top[0].1 >= logprobs.top[1].1);
+                assert!(logprobs.chosen <= logprobs.top[0].1);
+                tokens.push(event.token);
+            }
+        }
+        tokens
+    };
+    let plain = run(SamplingParams::GREEDY);
+    let once = SamplingParams { presence_penalty: 100.0, ..SamplingParams::GREEDY };
+    let mut distinct = run(once);
+    distinct.sort_unstable();
+    distinct.dedup();
+    assert_eq!(distinct.len(), 40, "a token came twice");
+    let ban = SamplingParams {
+        logit_bias: vec![(plain[0], f32::NEG_INFINITY)],
+        ..SamplingParams::GREEDY
+    };
+    assert!(!run(ban).contains(&plain[0]));
+    let wish = SamplingParams { logit_bias: vec![(11, 1e5)], ..SamplingParams::GREEDY };
+    assert_eq!(run(wish), [11; 40]);
+}
+
+fn many(model: &Model, queue: usize) -> Engine {
+    let context = Some(100);
+    let (sequences, kv_tokens) = (32, Some(300));
+    let options =
+        EngineOptions { context, sequences, queue, kv_tokens, ..EngineOptions::default() };
+    Engine::new(model, cpu(2), &options).unwrap()
+}
+
+fn short(at: u32) -> Request {
+    let sampling = SamplingParams::GREEDY;
+    let prompt = vec![at % VOCABULARY as u32, 7];
+    Request { prompt, max_tokens: 2, sampling, stop_tokens: vec![], logprobs: None }
+}
+
+#[test]
+fn ten_thousand_sequences_at_once_all_end() {
+    let model = model_of(9, DType::Q8_0, 1);
+    let mut engine = many(&model, 10_000);
+    for at in 0..10_000 {
+        engine.submit(short(at)).unwrap();
+    }
+    // Those in the middle of the queue can be taken out.
+    for at in 3_000..4_000 {
+        assert!(engine.cancel(SequenceId(at)));
+    }
+    let mut ended = 0;
+    while !engine.is_idle() {
+        let events = engine.step().unwrap();
+        ended += events.iter().filter(|event| event.finish.is_some()).count();
+    }
+    assert_eq!(ended, 9_000);
+    let stats = engine.stats();
+    assert_eq!((stats.waiting, stats.used_blocks, stats.prompt_tokens), (0, 0, 18_000));
+}
+
+#[test]
+fn more_sequences_than_may_wait_are_refused() {
+    let model = model_of(9, DType::Q8_0, 1);
+    let mut engine = many(&model, 100);
+    for at in 0..132 {
+        engine.submit(short(at)).unwrap();
+    }
+    for _ in 0..2 {
+        let error = engine.submit(short(0)).unwrap_err();
+        assert!(matches!(error, RuntimeError::QueueFull { waiting: 132, queue: 100 }), "{error}");
+        assert!(error.to_string().contains("again") && !error.to_string().contains('\n'));
+    }
+    // As soon as some have ended there is room.
+    while engine.step().unwrap().iter().all(|event| event.finish.is_none()) {}
+    engine.submit(short(0)).unwrap();
+    finish(&mut engine);
+    assert_eq!(engine.stats().prompt_tokens, 2 * 133);
+}
+
+#[test]
+fn cancelling_frees_what_a_sequence_has_wherever_it_is() {
+    let model = model(10, DType::F32);
+    let options = EngineOptions {
+        context: Some(180),
+        sequences: 3,
+        kv_tokens: Some(180),
+        prefix_cache: false,
+        ..EngineOptions::default()
+    };
+    let mut engine = Engine::new(&model, cpu(2), &options).unwrap();
+    let request = |prompt, max_tokens| Request {
+        prompt: vec![5; prompt],
+        max_tokens,
+        sampling: SamplingParams::GREEDY,
+        stop_tokens: vec![],
+        logprobs: None,
+    };
+    // Three blocks of 64: the first one comes to need them all.
+    let ids = [(60, 120), (20, 60), (20, 60)]
+        .map(|(prompt, tokens)| engine.submit(request(prompt, tokens)).unwrap());
+    while engine.stats().preempted == 0 {
+        engine.step().unwrap();
+    }
+    let stats = engine.stats();
+    assert!(stats.swapped_bytes > 0 && stats.preempted_by_swap == 1, "{stats:?}");
+    assert_eq!((stats.running, stats.preempted, stats.waiting), (1, 1, 1));
+    for (id, left) in ids.into_iter().zip([2, 1, 0]) {
+        assert!(engine.cancel(id) && !engine.cancel(id));
+        let stats = engine.stats();
+        assert_eq!(stats.running + stats.preempted + stats.waiting, left);
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.swapped_bytes, stats.used_blocks, stats.free_blocks), (0, 0, 3));
+    assert!(engine.is_idle() && engine.step().unwrap().is_empty());
+}
+
+#[test]
+fn a_cache_is_as_large_as_asked_for_or_as_fits() {
+    let model = model(11, DType::F32);
+    let plan = |options: &EngineOptions, room: Option<u64>| {
+        let device = Pretend::new(cpu(1), "gpu:0");
+        let device = match room {
+            Some(room) => device.room(room),
+            None => device.silent(),
+        };
+        Engine::new(&model, Arc::new(device), options).map(|engine| {
+            let plan = engine.memory();
+            (plan.context, plan.kv.blocks, plan.kv_bytes(), plan.total_bytes())
+        })
+    };
+    let base = EngineOptions { context: Some(150), sequences: 4, ..EngineOptions::default() };
+    let (context, blocks, bytes, total) = plan(&base, None).unwrap();
+    assert_eq!((context, blocks), (150, 4 * 3));
+    let block = bytes / 12;
+    // Room for five blocks: a context is held, four at once are not.
+    let five = total - 7 * block;
+    assert_eq!(plan(&base, Some(five)).unwrap().1, 5);
+    let error = plan(&base, Some(total - 10 * block)).unwrap_err().to_string();
+    assert!(error.contains("150 tokens") && error.contains("at most --ctx 128"), "{error}");
+    let asked = EngineOptions { kv_tokens: Some(400), ..base.clone() };
+    assert_eq!(plan(&asked, None).unwrap().1, 7);
+    let error = plan(&asked, Some(five)).unwrap_err().to_string();
+    assert!(error.contains("400 tokens") && error.contains("at most 320"), "{error}");
+    let small = EngineOptions { kv_tokens: Some(120), ..base.clone() };
+    let error = plan(&small, None).unwrap_err().to_string();
+    assert!(error.contains("120 tokens") && error.contains("context of 150"), "{error}");
+    let free = EngineOptions { context: None, ..small };
+    assert_eq!(plan(&free, None).map(|plan| (plan.0, plan.1)).unwrap(), (128, 2));
 }

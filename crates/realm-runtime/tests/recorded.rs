@@ -73,6 +73,7 @@ fn greedy_tokens_are_the_recorded_ones() {
             max_tokens: expected.len(),
             sampling: SamplingParams::GREEDY,
             stop_tokens: vec![],
+            logprobs: None,
         };
         engine.submit(request).unwrap();
         let mut found = Vec::new();

@@ -49,10 +49,19 @@ fn results(model: &Model, backend: Arc<dyn Backend>, precision: Precision) -> Re
         Ok(())
     };
     engine.logits(&prompt, sink).unwrap();
-    let sampled = SamplingParams { temperature: 1.0, top_k: 0, top_p: 0.9, min_p: 0.0, seed: 4 };
+    let sampled =
+        SamplingParams { temperature: 1.0, top_p: 0.9, seed: 4, ..SamplingParams::GREEDY };
     for (sampling, length) in [(SamplingParams::GREEDY, 70), (sampled, 12)] {
         let prompt = prompt[..length].to_vec();
-        engine.submit(Request { prompt, max_tokens: 20, sampling, stop_tokens: vec![] }).unwrap();
+        engine
+            .submit(Request {
+                prompt,
+                max_tokens: 20,
+                sampling,
+                stop_tokens: vec![],
+                logprobs: None,
+            })
+            .unwrap();
     }
     let mut tokens = vec![Vec::new(); 2];
     while !engine.is_idle() {
@@ -210,7 +219,13 @@ fn results_of(mut device: Device, model: &Model) -> Vec<u32> {
     let last = seen.last().unwrap();
     assert!(last.loaded == last.total && seen.is_sorted_by_key(|progress| progress.loaded));
     let sampling = SamplingParams::GREEDY;
-    let request = Request { prompt: vec![3; 20], max_tokens: 8, sampling, stop_tokens: vec![] };
+    let request = Request {
+        prompt: vec![3; 20],
+        max_tokens: 8,
+        sampling,
+        stop_tokens: vec![],
+        logprobs: None,
+    };
     engine.submit(request).unwrap();
     let mut tokens = Vec::new();
     while !engine.is_idle() {

@@ -50,6 +50,11 @@ impl GraphBuilder {
         self.kv.len() - 1
     }
 
+    /// Elements in a row of a value: what a product of it takes as inputs.
+    pub fn cols(&self, value: Value) -> usize {
+        self.values[value.index()].cols
+    }
+
     fn value(&mut self, name: String, rows: Rows, cols: usize, element: Element) -> Value {
         self.values.push(ValueInfo { name, rows, cols, element });
         Value(self.values.len() as u32 - 1)

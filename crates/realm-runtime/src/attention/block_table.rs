@@ -27,9 +27,15 @@ impl BlockTable {
         true
     }
 
-    /// Gives all blocks back.
+    /// Appends a block that was found: it is shared from now on.
+    pub fn share(&mut self, block: BlockId, blocks: &mut BlockAllocator) {
+        blocks.share(block);
+        self.blocks.push(block);
+    }
+
+    /// Gives all blocks back, the last one first: a beginning is kept longer than what follows it.
     pub fn release(&mut self, free: &mut BlockAllocator) {
-        for block in self.blocks.drain(..) {
+        for block in self.blocks.drain(..).rev() {
             free.release(block);
         }
     }

@@ -1,10 +1,18 @@
 //! Architectures: each is a function from a file's metadata to a graph, one file each. Adding one takes
 //! a file here and a line in `ARCHITECTURES`.
 
+mod config;
+mod decoder;
+mod gemma2;
+mod gemma3;
 mod llama;
+mod mistral;
+mod phi3;
+mod qwen2;
+mod qwen3;
 mod source;
 
-pub use source::Source;
+pub use source::{Part, Parts, Source};
 
 use realm_core::{
     Graph,
@@ -29,7 +37,15 @@ pub struct Definition {
 type Build = fn(&Source<'_>) -> Result<Definition, RuntimeError>;
 
 /// `general.architecture` and its function.
-const ARCHITECTURES: &[(&str, Build)] = &[("llama", llama::build)];
+const ARCHITECTURES: &[(&str, Build)] = &[
+    ("gemma2", gemma2::build),
+    ("gemma3", gemma3::build),
+    ("llama", llama::build),
+    ("mistral", mistral::build),
+    ("phi3", phi3::build),
+    ("qwen2", qwen2::build),
+    ("qwen3", qwen3::build),
+];
 
 /// The names of all architectures.
 pub fn names() -> impl Iterator<Item = &'static str> {
@@ -44,6 +60,8 @@ pub struct Built {
     pub vocabulary: usize,
     /// Longest context it was trained for.
     pub context: usize,
+    /// The weights that are parts of tensors.
+    pub parts: Parts,
 }
 
 /// Builds the graph of a file's architecture.
@@ -59,10 +77,10 @@ pub fn build(file: &GgufFile) -> Result<Built, RuntimeError> {
         architecture: architecture.into(),
         supported: names().collect::<Vec<_>>().join(", "),
     })?;
-    let Definition { mut builder, logits, vocabulary, context } =
-        build(&Source::new(file, architecture))?;
+    let source = Source::new(file, architecture);
+    let Definition { mut builder, logits, vocabulary, context } = build(&source)?;
     builder.sample(logits);
     let graph = builder.finish(logits);
     let graph = graph.map_err(|source| RuntimeError::Graph { path: path(), source })?;
-    Ok(Built { graph, vocabulary, context })
+    Ok(Built { graph, vocabulary, context, parts: source.into_parts() })
 }

@@ -1,10 +1,12 @@
 //! A model file as an architecture's function sees it: typed settings and weights of expected shapes.
 
+use std::{cell::RefCell, collections::HashMap, ops::Range};
+
 use realm_core::{
     DType,
     graph::{GraphBuilder, Weight, WeightInfo},
 };
-use realm_gguf::{GgufFile, TensorInfo};
+use realm_gguf::{GgufFile, TensorInfo, Value};
 
 use crate::RuntimeError;
 
@@ -12,12 +14,30 @@ use crate::RuntimeError;
 pub struct Source<'a> {
     file: &'a GgufFile,
     architecture: &'a str,
+    parts: RefCell<Parts>,
 }
+
+/// Rows of a tensor that are a weight of their own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The tensor's name.
+    pub tensor: String,
+    /// Its rows.
+    pub rows: Range<usize>,
+}
+
+/// The weights that are parts of tensors, by their names in the graph.
+pub type Parts = HashMap<String, Part>;
 
 impl<'a> Source<'a> {
     /// The file, whose settings stand under `architecture.`.
     pub fn new(file: &'a GgufFile, architecture: &'a str) -> Self {
-        Self { file, architecture }
+        Self { file, architecture, parts: RefCell::default() }
+    }
+
+    /// The parts of tensors that were declared.
+    pub fn into_parts(self) -> Parts {
+        self.parts.into_inner()
     }
 
     /// An error at this file.
@@ -54,6 +74,31 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// An integer setting, or what holds where the file has none; 0 stands for none at all.
+    ///
+    /// # Errors
+    /// Where it is no integer, or a negative one.
+    pub fn count_or(&self, name: &str, default: usize) -> Result<Option<usize>, RuntimeError> {
+        let value: Option<u32> = self.file.metadata().find(&self.key(name))?;
+        Ok(Some(value.map_or(default, |value| value as usize)).filter(|&value| value > 0))
+    }
+
+    /// A setting whatever its type; `None` where the file has none.
+    pub fn value(&self, name: &str) -> Option<&'a Value> {
+        self.file.metadata().value(&self.key(name))
+    }
+
+    /// A positive number, or what holds where the file has none; 0 stands for none at all.
+    ///
+    /// # Errors
+    /// Where it is no finite number, or a negative one.
+    pub fn bound_or(&self, name: &str, default: f32) -> Result<Option<f32>, RuntimeError> {
+        match self.number(name)?.map_or(default, |value| value as f32) {
+            value if value < 0.0 => Err(self.error(format!("{} is {value}", self.key(name)))),
+            value => Ok(Some(value).filter(|&value| value > 0.0)),
+        }
+    }
+
     /// A number setting; `None` where the file has none.
     ///
     /// # Errors
@@ -75,12 +120,12 @@ impl<'a> Source<'a> {
         Ok(self.file.metadata().find(&self.key(name))?)
     }
 
-    fn declare(
+    /// The type of a tensor that must have the given shape.
+    fn checked(
         &self,
-        graph: &mut GraphBuilder,
         tensor: &TensorInfo,
         [rows, cols]: [usize; 2],
-    ) -> Result<Weight, RuntimeError> {
+    ) -> Result<DType, RuntimeError> {
         let name = tensor.name();
         if tensor.rows() != rows || tensor.cols() != cols {
             return Err(self.error(format!(
@@ -89,15 +134,24 @@ impl<'a> Source<'a> {
                 tensor.cols()
             )));
         }
-        let dtype = tensor.dtype().ok_or_else(|| {
+        tensor.dtype().ok_or_else(|| {
             let known = DType::ALL.iter().map(|dtype| dtype.name()).collect::<Vec<_>>().join(", ");
             self.error(format!(
                 "tensor {name} has type {} ({}), which cannot be computed with; requantize it to one of {known}",
                 tensor.type_name(),
                 tensor.type_id()
             ))
-        })?;
-        Ok(graph.weight(WeightInfo { name: name.into(), rows, cols, dtype }))
+        })
+    }
+
+    fn declare(
+        &self,
+        graph: &mut GraphBuilder,
+        tensor: &TensorInfo,
+        [rows, cols]: [usize; 2],
+    ) -> Result<Weight, RuntimeError> {
+        let dtype = self.checked(tensor, [rows, cols])?;
+        Ok(graph.weight(WeightInfo { name: tensor.name().into(), rows, cols, dtype }))
     }
 
     /// A weight of the given shape `[rows, cols]`.
@@ -111,6 +165,26 @@ impl<'a> Source<'a> {
         shape: [usize; 2],
     ) -> Result<Weight, RuntimeError> {
         self.declare(graph, self.file.require(name)?, shape)
+    }
+
+    /// Some rows of a tensor of the given shape as a weight of their own, `blk.0.attn_qkv[0..96].weight`,
+    /// whose bytes stay where they are. `rows` lies within the shape.
+    ///
+    /// # Errors
+    /// As [`Source::weight`].
+    pub fn rows_of(
+        &self,
+        graph: &mut GraphBuilder,
+        name: &str,
+        rows: Range<usize>,
+        shape: [usize; 2],
+    ) -> Result<Weight, RuntimeError> {
+        let dtype = self.checked(self.file.require(name)?, shape)?;
+        let (Range { start, end }, plain) = (rows.clone(), name.trim_end_matches(".weight"));
+        let part = format!("{plain}[{start}..{end}].weight");
+        let info = WeightInfo { name: part.clone(), rows: rows.len(), cols: shape[1], dtype };
+        self.parts.borrow_mut().insert(part, Part { tensor: name.into(), rows });
+        Ok(graph.weight(info))
     }
 
     /// A weight that a file may lack.

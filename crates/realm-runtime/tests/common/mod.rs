@@ -21,18 +21,18 @@ const HEAD_DIM: usize = 16;
 const LAYERS: usize = 2;
 
 /// Name and shape `[cols, rows]` of all tensors; vectors have one dimension.
-fn tensors(layers: usize) -> Vec<(String, Vec<usize>)> {
+fn tensors(layers: usize, head_dim: usize) -> Vec<(String, Vec<usize>)> {
     let mut list = vec![("token_embd.weight".into(), vec![HIDDEN, VOCABULARY])];
     for layer in 0..layers {
         let mut add = |name: &str, shape: &[usize]| {
             list.push((format!("blk.{layer}.{name}"), shape.to_vec()));
         };
         add("attn_norm.weight", &[HIDDEN]);
-        add("attn_q.weight", &[HIDDEN, HEADS * HEAD_DIM]);
-        add("attn_q.bias", &[HEADS * HEAD_DIM]);
-        add("attn_k.weight", &[HIDDEN, KV_HEADS * HEAD_DIM]);
-        add("attn_v.weight", &[HIDDEN, KV_HEADS * HEAD_DIM]);
-        add("attn_output.weight", &[HEADS * HEAD_DIM, HIDDEN]);
+        add("attn_q.weight", &[HIDDEN, HEADS * head_dim]);
+        add("attn_q.bias", &[HEADS * head_dim]);
+        add("attn_k.weight", &[HIDDEN, KV_HEADS * head_dim]);
+        add("attn_v.weight", &[HIDDEN, KV_HEADS * head_dim]);
+        add("attn_output.weight", &[HEADS * head_dim, HIDDEN]);
         add("ffn_norm.weight", &[HIDDEN]);
         add("ffn_gate.weight", &[HIDDEN, FEED_FORWARD]);
         add("ffn_up.weight", &[HIDDEN, FEED_FORWARD]);
@@ -43,7 +43,7 @@ fn tensors(layers: usize) -> Vec<(String, Vec<usize>)> {
 }
 
 /// The file's writer, before tensors are added.
-fn writer(layers: usize) -> GgufWriter {
+fn writer(layers: usize, head_dim: usize) -> GgufWriter {
     let mut writer = GgufWriter::new();
     writer.set("general.architecture", "llama").unwrap();
     for (key, value) in [
@@ -53,6 +53,8 @@ fn writer(layers: usize) -> GgufWriter {
         ("feed_forward_length", FEED_FORWARD),
         ("attention.head_count", HEADS),
         ("attention.head_count_kv", KV_HEADS),
+        ("attention.key_length", head_dim),
+        ("attention.value_length", head_dim),
     ] {
         writer.set(format!("llama.{key}"), value as u32).unwrap();
     }
@@ -66,22 +68,33 @@ pub(crate) fn model(seed: u64, dtype: DType) -> Model {
 
 /// The same, with embeddings of a given deviation.
 pub(crate) fn model_with(seed: u64, dtype: DType, embedding: f32) -> Model {
-    build(seed, dtype, embedding, LAYERS, None)
+    build(seed, dtype, embedding, (LAYERS, HEAD_DIM), None)
 }
 
 /// A model whose token `broken` is embedded as NaN: a sequence that has it has no next token.
 pub(crate) fn model_breaking_at(seed: u64, broken: usize) -> Model {
-    build(seed, DType::F32, 1.0, LAYERS, Some(broken))
+    build(seed, DType::F32, 1.0, (LAYERS, HEAD_DIM), Some(broken))
 }
 
 /// The same with a number of layers.
 pub(crate) fn model_of(seed: u64, dtype: DType, layers: usize) -> Model {
-    build(seed, dtype, 1.0, layers, None)
+    build(seed, dtype, 1.0, (layers, HEAD_DIM), None)
 }
 
-fn build(seed: u64, dtype: DType, embedding: f32, layers: usize, broken: Option<usize>) -> Model {
-    let mut writer = writer(layers);
-    for (name, shape) in tensors(layers) {
+/// The same with heads of a size, one layer.
+pub(crate) fn model_with_heads(seed: u64, dtype: DType, head_dim: usize) -> Model {
+    build(seed, dtype, 1.0, (1, head_dim), None)
+}
+
+fn build(
+    seed: u64,
+    dtype: DType,
+    embedding: f32,
+    (layers, head_dim): (usize, usize),
+    broken: Option<usize>,
+) -> Model {
+    let mut writer = writer(layers, head_dim);
+    for (name, shape) in tensors(layers, head_dim) {
         let dtype = if shape.len() == 1 { DType::F32 } else { dtype };
         writer.tensor(&name, &shape, dtype).unwrap();
     }

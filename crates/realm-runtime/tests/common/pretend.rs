@@ -13,7 +13,7 @@ use realm_core::{
     Bytes, Graph,
     backend::{
         Backend, BackendError, Bindings, BlockId, CompileOptions, DeviceInfo, Inputs, KvPool,
-        KvSpec, LoadedWeight, Program, ProgramInfo, Step, StepOutput, Token,
+        KvSpec, LoadedWeight, Program, ProgramInfo, Role, SequenceRows, Step, StepOutput, Token,
     },
     graph::WeightInfo,
     sampling::NO_TOKEN,
@@ -30,6 +30,9 @@ pub(crate) struct Pretend {
     /// What is computed in place of a token that a step under way did not find; without, such a step
     /// is left to `inner`.
     pub(crate) stand_in: Option<u32>,
+    /// Decode rows are computed as if they held the next token id below this: what a row gives depends on
+    /// its role.
+    pub(crate) by_role: Option<u32>,
     loaded: AtomicUsize,
     pub(crate) watch: Arc<Watch>,
 }
@@ -47,8 +50,34 @@ pub(crate) struct Watch {
     under_way: Mutex<Vec<(usize, Vec<Taken>)>>,
 }
 
-/// A sequence's blocks and the position where it ends in them.
-type Taken = (Vec<BlockId>, usize);
+/// A sequence's blocks in a step, as far as it has tokens.
+struct Taken {
+    blocks: Vec<BlockId>,
+    /// Those that the step writes to.
+    written: Vec<BlockId>,
+    /// Tokens before the step, and after it.
+    cached: usize,
+    end: usize,
+}
+
+impl Taken {
+    fn new(sequence: &SequenceRows<'_>, block_tokens: usize) -> Self {
+        let (cached, end) = (sequence.cached, sequence.length());
+        let blocks = sequence.blocks[..end.div_ceil(block_tokens)].to_vec();
+        let written = blocks[cached / block_tokens..].to_vec();
+        Self { blocks, written, cached, end }
+    }
+
+    /// Whether it may be computed while `before` is: it is the same sequence and goes on where that ends,
+    /// or neither writes what the other one has.
+    fn goes_with(&self, before: &Self) -> bool {
+        let goes_on = self.blocks.starts_with(&before.blocks) && self.cached == before.end;
+        let apart = |written: &[BlockId], blocks: &[BlockId]| {
+            written.iter().all(|block| !blocks.contains(block))
+        };
+        goes_on || apart(&self.written, &before.blocks) && apart(&before.written, &self.blocks)
+    }
+}
 
 impl Pretend {
     /// The same as `inner`, under another name.
@@ -56,7 +85,8 @@ impl Pretend {
         let info = DeviceInfo { name: name.into(), ..inner.info().clone() };
         let (fails_after, lost_after, watch) = (None, None, Arc::default());
         let loaded = AtomicUsize::new(0);
-        Self { inner, info, fails_after, lost_after, stand_in: None, loaded, watch }
+        let (stand_in, by_role) = (None, None);
+        Self { inner, info, fails_after, lost_after, stand_in, by_role, loaded, watch }
     }
 
     /// Claims that steps go on when `enqueue` has returned.
@@ -124,8 +154,10 @@ impl Backend for Pretend {
         options: &CompileOptions,
     ) -> Result<Box<dyn Program>, BackendError> {
         let inner = self.inner.compile(graph, bindings, options)?;
-        let (watch, lost_after, stand_in) = (self.watch.clone(), self.lost_after, self.stand_in);
-        Ok(Box::new(PretendProgram { inner, watch, lost_after, stand_in }))
+        let (watch, lost_after) = (self.watch.clone(), self.lost_after);
+        let (stand_in, by_role) = (self.stand_in, self.by_role);
+        let block_tokens = self.info.kv_block_tokens;
+        Ok(Box::new(PretendProgram { inner, watch, lost_after, stand_in, by_role, block_tokens }))
     }
 }
 
@@ -134,6 +166,8 @@ struct PretendProgram {
     watch: Arc<Watch>,
     lost_after: Option<usize>,
     stand_in: Option<u32>,
+    by_role: Option<u32>,
+    block_tokens: usize,
 }
 
 impl Program for PretendProgram {
@@ -145,39 +179,43 @@ impl Program for PretendProgram {
         let previous = inputs.previous.map(|step| {
             (step as &dyn Any).downcast_ref::<PretendStep>().expect("a step of this program")
         });
-        let taken: Vec<Taken> = inputs
-            .sequences
-            .iter()
-            .map(|sequence| (sequence.blocks.to_vec(), sequence.length()))
-            .collect();
+        let taken = inputs.sequences.iter();
+        let taken: Vec<Taken> =
+            taken.map(|sequence| Taken::new(sequence, self.block_tokens)).collect();
+        // Side by side, too, nobody writes to what another one has.
+        for (at, sequence) in taken.iter().enumerate() {
+            let alone = taken[..at].iter().all(|other| sequence.goes_with(other));
+            assert!(alone, "two sequences of a step write to the same block");
+        }
         let mut under_way = self.watch.under_way.lock().unwrap();
         assert!(under_way.len() < 2, "a third step at once");
-        for (_, others) in &*under_way {
-            for sequence in inputs.sequences {
-                for (blocks, end) in others {
-                    let shared = sequence.blocks.iter().any(|block| blocks.contains(block));
-                    // Only the sequence itself, going on where that step ends, may have them.
-                    let goes_on = sequence.blocks == &blocks[..] && sequence.cached == *end;
-                    assert!(!shared || goes_on, "blocks of a step under way were given away");
-                }
-            }
+        for other in under_way.iter().flat_map(|(_, others)| others) {
+            let kept = taken.iter().all(|sequence| sequence.goes_with(other));
+            assert!(kept, "blocks of a step under way were given away");
         }
-        let step: Box<dyn Step> = match self.stand_in {
+        let step: Box<dyn Step> = match self.stand_in.or(self.by_role) {
             Some(stand_in) => {
                 // Computed at once, so that the tokens are there for the next step.
-                let token = |token: &Token| match *token {
+                let id = |token: &Token| match *token {
                     Token::Previous(row) => {
                         let chosen =
                             previous.expect("a step before").inner.as_ref().expect("not read yet");
                         let chosen = (&**chosen as &dyn Any).downcast_ref::<Known>();
                         match chosen.expect("computed at once").0.sampled[row as usize] {
-                            NO_TOKEN => Token::Id(stand_in),
-                            id => Token::Id(id),
+                            NO_TOKEN => stand_in,
+                            id => id,
                         }
                     }
-                    token => token,
+                    Token::Id(id) => id,
                 };
-                let tokens: Vec<Token> = inputs.tokens.iter().map(token).collect();
+                let mut ids: Vec<u32> = inputs.tokens.iter().map(id).collect();
+                let decodes = inputs.sequences.iter().filter(|s| s.role == Role::Decode);
+                if let Some(vocabulary) = self.by_role {
+                    for row in decodes.flat_map(|sequence| sequence.rows.clone()) {
+                        ids[row] = (ids[row] + 1) % vocabulary;
+                    }
+                }
+                let tokens: Vec<Token> = ids.into_iter().map(Token::Id).collect();
                 let inputs = Inputs { tokens: &tokens, previous: None, ..*inputs };
                 Box::new(Known(self.inner.enqueue(&inputs)?.read()?))
             }

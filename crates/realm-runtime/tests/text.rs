@@ -1,0 +1,169 @@
+//! Text in, text out, with the demo model: what it says does not matter here, only that the same tokens
+//! become the same text, and that a generation ends where it should.
+
+use std::path::Path;
+
+use realm_runtime::{
+    Engine, EngineOptions, Model, RuntimeError, SamplingParams,
+    device::DeviceOptions,
+    text::{FinishReason, GenerateOptions, Llm, Piece},
+};
+use realm_tokenizer::{DecodeOptions, EncodeOptions, chat};
+use serde_json::json;
+
+const PROMPT: &str = "Shall I compare thee to a summer's day?";
+
+fn model() -> Model {
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../realm-cli/demo/realm-demo.gguf");
+    Model::open(demo).unwrap()
+}
+
+fn options() -> EngineOptions {
+    EngineOptions::default()
+}
+
+fn cpu() -> DeviceOptions {
+    DeviceOptions { name: "cpu".into(), threads: Some(2), ..DeviceOptions::default() }
+}
+
+fn llm() -> Llm {
+    Llm::load(&model(), &cpu(), &options()).unwrap()
+}
+
+fn greedy(max_tokens: usize) -> GenerateOptions {
+    let sampling = SamplingParams::GREEDY;
+    GenerateOptions { max_tokens: Some(max_tokens), sampling, ..GenerateOptions::default() }
+}
+
+fn pieces(llm: &mut Llm, prompt: &str, options: &GenerateOptions) -> Vec<Piece> {
+    llm.generate(prompt, options).unwrap().collect::<Result<_, _>>().unwrap()
+}
+
+fn text(pieces: &[Piece]) -> String {
+    pieces.iter().map(|piece| piece.text.as_str()).collect()
+}
+
+fn finish(pieces: &[Piece]) -> Option<FinishReason> {
+    let (last, before) = pieces.split_last().unwrap();
+    assert!(before.iter().all(|piece| piece.finish.is_none()), "it ended before its end");
+    last.finish
+}
+
+#[test]
+fn pieces_are_the_text_of_the_tokens() {
+    let mut llm = llm();
+    let pieces = pieces(&mut llm, PROMPT, &greedy(40));
+    assert_eq!(pieces.len(), 40);
+    assert_eq!(finish(&pieces), Some(FinishReason::Length));
+    let ids: Vec<u32> = pieces.iter().map(|piece| piece.token).collect();
+    let how = DecodeOptions { continuation: true, ..DecodeOptions::default() };
+    assert_eq!(text(&pieces), llm.tokenizer().unwrap().decode(&ids, how).unwrap());
+    assert!(llm.engine().is_idle());
+}
+
+#[test]
+fn a_stop_string_ends_the_text_before_it() {
+    let mut llm = llm();
+    let whole = text(&pieces(&mut llm, PROMPT, &greedy(40)));
+    // Text from the middle, so that it begins and ends within tokens.
+    let middle: String = whole.chars().skip(whole.chars().count() / 2).take(7).collect();
+    let stopped = GenerateOptions { stop: vec![middle.clone()], ..greedy(40) };
+    let pieces = pieces(&mut llm, PROMPT, &stopped);
+    assert_eq!(finish(&pieces), Some(FinishReason::StopString));
+    assert_eq!(text(&pieces), whole[..whole.find(&middle).unwrap()]);
+    assert!(llm.engine().is_idle());
+}
+
+#[test]
+fn a_stop_string_that_never_comes_changes_nothing() {
+    let mut llm = llm();
+    let whole = text(&pieces(&mut llm, PROMPT, &greedy(40)));
+    let stop = vec!["\u{1F999}".repeat(10_000), "\n\n\n\n\n\n\n\n\n\n\n\n".into()];
+    let pieces = pieces(&mut llm, PROMPT, &GenerateOptions { stop, ..greedy(40) });
+    assert_eq!((text(&pieces), finish(&pieces)), (whole, Some(FinishReason::Length)));
+    let empty = GenerateOptions { stop: vec![String::new()], ..greedy(4) };
+    assert!(llm.generate(PROMPT, &empty).is_err());
+}
+
+#[test]
+fn a_full_context_ends_the_text_and_says_so() {
+    let small = EngineOptions { context: Some(64), ..options() };
+    let mut llm = Llm::load(&model(), &cpu(), &small).unwrap();
+    let endless = GenerateOptions { ignore_eos: true, max_tokens: None, ..greedy(1) };
+    let prompt = llm.generate(PROMPT, &endless).unwrap().prompt_tokens();
+    let pieces = pieces(&mut llm, PROMPT, &endless);
+    assert_eq!(pieces.len(), llm.engine().context() + 1 - prompt);
+    assert_eq!(finish(&pieces), Some(FinishReason::Context));
+    let error = llm.generate(&PROMPT.repeat(100), &endless).err().unwrap();
+    assert!(matches!(error, RuntimeError::PromptTooLong { .. }), "{error}");
+}
+
+#[test]
+fn a_stream_that_is_dropped_ends_its_sequence() {
+    let mut llm = llm();
+    let expected = pieces(&mut llm, PROMPT, &greedy(10));
+    let mut stream = llm.generate(PROMPT, &greedy(1000)).unwrap();
+    assert!(stream.is_cut());
+    assert_eq!(stream.next().unwrap().unwrap(), expected[0]);
+    drop(stream);
+    assert!(llm.engine().is_idle());
+    assert_eq!(pieces(&mut llm, PROMPT, &greedy(10)), expected);
+}
+
+#[test]
+fn a_conversation_is_written_as_its_template_says() {
+    let mut llm = llm();
+    let messages = [
+        chat::message("system", "Be brief."),
+        chat::message("user", " Good morrow! "),
+        chat::message("assistant", "Good morrow, my lord."),
+        chat::message("user", "What news?"),
+    ];
+    let tokenizer = llm.tokenizer().unwrap().clone();
+    let by_hand = "<s><|user|>Be brief.\nGood morrow!<|end|><|assistant|>Good morrow, my lord.\
+                   <|end|><|user|>What news?<|end|><|assistant|>";
+    let how = EncodeOptions { add_special: false, parse_special: true };
+    let ids = tokenizer.encode(by_hand, how).unwrap();
+    let special = ids.iter().filter(|&&id| tokenizer.is_special(id)).count();
+    assert_eq!(special, 8);
+    let expected: Vec<Piece> =
+        llm.generate_ids(ids, &greedy(20)).unwrap().collect::<Result<_, _>>().unwrap();
+    let answer = llm.chat(&messages, &greedy(20)).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
+    assert_eq!(answer, expected);
+    let unknown = [json!({"role": "tool", "content": "x"})];
+    let error = llm.chat(&unknown, &greedy(1)).err().unwrap().to_string();
+    assert!(error.contains("not tool") && !error.contains('\n'), "{error}");
+}
+
+#[test]
+fn what_is_missing_is_said() {
+    let model = model();
+    let device = realm_runtime::device::open(&cpu()).unwrap();
+    let engine = || Engine::new(&model, device.backend().clone(), &options()).unwrap();
+    let mut bare = Llm::new(&model, engine(), None, None);
+    let error = bare.generate("text", &greedy(1)).err().unwrap().to_string();
+    assert!(error.contains("no tokenizer in use; give token ids"), "{error}");
+    let ids: Vec<Piece> =
+        bare.generate_ids(vec![0, 300], &greedy(3)).unwrap().collect::<Result<_, _>>().unwrap();
+    assert!(ids.len() <= 3 && text(&ids).is_empty());
+    let tokenizer = model.tokenizer().unwrap();
+    let mut plain = Llm::new(&model, engine(), Some(tokenizer), None);
+    let error = plain.chat(&[chat::message("user", "hi")], &greedy(1)).err().unwrap();
+    assert!(matches!(error, RuntimeError::NoChatTemplate { .. }));
+    assert!(error.to_string().contains("--chat-template FILE"), "{error}");
+}
+
+#[test]
+fn log_probabilities_are_of_the_models_own_distribution() {
+    let mut llm = llm();
+    let all = llm.tokenizer().unwrap().vocab_size();
+    let asked = GenerateOptions { logprobs: Some(all), ..greedy(5) };
+    for piece in pieces(&mut llm, PROMPT, &asked) {
+        let said = piece.logprobs.unwrap();
+        let sum: f64 = said.top.iter().map(|(_, log)| f64::from(*log).exp()).sum();
+        assert!((sum - 1.0).abs() < 1e-3, "{sum}");
+        assert_eq!(said.top[0], (piece.token, said.chosen));
+        assert!(said.top.is_sorted_by(|left, right| left.1 >= right.1));
+    }
+    assert!(pieces(&mut llm, PROMPT, &greedy(5)).iter().all(|piece| piece.logprobs.is_none()));
+}
