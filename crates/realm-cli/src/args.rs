@@ -2,17 +2,21 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{CommandFactory, Parser, Subcommand, builder::TypedValueParser, error::ErrorKind};
+use clap::{
+    CommandFactory, Parser, Subcommand, ValueHint, builder::TypedValueParser, error::ErrorKind,
+};
 use realm_core::backend::{KvType, Precision};
+use realm_gguf::GgufFile;
 use realm_runtime::{
-    EngineOptions,
+    EngineOptions, Model,
     device::{self, Device, DeviceOptions},
 };
 
 use crate::{
-    bench::BenchArgs, console, detokenize::DetokenizeArgs, devices::DevicesArgs, error::CliError,
-    error::Result, inspect::InspectArgs, logits::LogitsArgs, npy, run::RunArgs, synth::SynthArgs,
-    tokenize::TokenizeArgs,
+    bench::BenchArgs, chat::ChatArgs, completions::CompletionsArgs, console,
+    detokenize::DetokenizeArgs, devices::DevicesArgs, doctor::DoctorArgs, error::CliError,
+    error::Result, inspect::InspectArgs, log::LogArgs, logits::LogitsArgs, man::ManArgs, model,
+    npy, run::RunArgs, synth::SynthArgs, tokenize::TokenizeArgs,
 };
 
 const EXAMPLES: &str = "\
@@ -39,6 +43,8 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(name = "realm", version, arg_required_else_help = true, after_long_help = EXAMPLES)]
 pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -49,7 +55,20 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Continue a text
     Run(RunArgs),
+    /// Talk with a model
+    Chat(ChatArgs),
     /// Measure the speed of prompts and of generation, beside the machine's limits
+    ///
+    /// Before each test comes a warm-up that is not counted, with an empty cache and at most 8 generated
+    /// tokens; then it runs as often as --repetitions says, and the table shows median, slowest and
+    /// fastest. In the same run the machine's read bandwidth and the arithmetic peak of the
+    /// instructions in use are measured, and the table says which part of each a test reached: weights
+    /// and KV cache read against the bandwidth, multiplications and additions against the peak. A test
+    /// that stays far below both leaves speed on the table.
+    ///
+    /// pp512 is a prompt of 512 tokens, tg128 the generation of 128 tokens one by one, pp512@d4096 and
+    /// tg128@d4096 the same after 4096 tokens of context, tg128x8 generation in 8 sequences side by side.
+    /// The time of a prompt includes its first generated token; that of a context is not counted.
     Bench(BenchArgs),
     /// Show a file's metadata, its tensors and the memory it will take, without loading it
     ///
@@ -58,6 +77,13 @@ pub(crate) enum Command {
     Inspect(InspectArgs),
     /// List the devices: what each can do, or why it cannot be used
     Devices(DevicesArgs),
+    /// Say in one screen what would run where, and why
+    ///
+    /// Looks at the processor, at each kind of GPU, at the settings in the environment and, with -m, at
+    /// a model file: whether Realm knows its architecture, its tokenizer and its chat template, where
+    /// its layers would go and what memory they take. Nothing is loaded. The last line is the verdict.
+    /// The exit code is 0 where something can run, 1 where nothing can.
+    Doctor(DoctorArgs),
     /// Turn text on stdin into token ids
     Tokenize(TokenizeArgs),
     /// Turn token ids into text
@@ -69,6 +95,15 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// Write a model file with random weights, for measurements
     Synth(SynthArgs),
+    /// Print a script that completes realm's commands and options in a shell
+    ///
+    /// The script goes to stdout. It knows the commands of this version of realm: write it anew after
+    /// an update.
+    Completions(CompletionsArgs),
+    /// Print or write the manual pages
+    ///
+    /// Without --out the main page goes to stdout, in the format of `man` (roff).
+    Man(ManArgs),
 }
 
 const DEVICE: &str = "Device and precision";
@@ -205,12 +240,24 @@ impl EngineArgs {
     }
 }
 
-/// The model file, of commands that cannot do without.
+/// The model of a command.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ModelArgs {
-    /// The model, a GGUF file; of a split one its first part
-    #[arg(short, long, value_name = "FILE")]
-    pub(crate) model: PathBuf,
+    /// The model, a GGUF file; of a split one its first part [default: the built-in demo model]
+    #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    model: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// Opens the file, without looking for a model in it.
+    pub(crate) fn file(&self) -> Result<GgufFile> {
+        model::file(self.model.as_deref())
+    }
+
+    /// Opens the model.
+    pub(crate) fn open(&self) -> Result<Model> {
+        model::open(self.model.as_deref())
+    }
 }
 
 /// A list of token ids on the command line.
@@ -224,7 +271,7 @@ pub(crate) struct IdsArgs {
     #[arg(long, value_name = "IDS", value_parser = parse_ids)]
     pub(crate) ids: Option<Ids>,
     /// Token ids as prompt, from a one-dimensional int32, int64 or uint32 .npy file
-    #[arg(long, value_name = "FILE", conflicts_with = "ids")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "ids")]
     pub(crate) ids_file: Option<PathBuf>,
 }
 

@@ -1,6 +1,7 @@
 //! The terminal: notes and errors on stderr, results on stdout, text from stdin.
 
 use std::{
+    borrow::Cow,
     fmt::Display,
     io::{self, BufWriter, IsTerminal, Read, StdoutLock, Write},
     sync::{
@@ -30,6 +31,24 @@ pub(crate) fn note(line: impl Display) {
 /// Why the command ends.
 pub(crate) fn error(line: impl Display) {
     say(format_args!("error: {}", one_line(&line.to_string())));
+}
+
+/// Whether what goes to `stream` may have colours: a terminal that knows them, and no NO_COLOR
+/// (<https://no-color.org>).
+pub(crate) fn colors(stream: &impl IsTerminal) -> bool {
+    let unset = |name| std::env::var_os(name).is_none_or(|value| value.is_empty());
+    let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
+    stream.is_terminal() && unset("NO_COLOR") && !dumb
+}
+
+/// A text with its control characters escaped, line ends and tabs aside.
+pub(crate) fn harmless(text: &str) -> Cow<'_, str> {
+    let harmful = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    if !text.contains(harmful) {
+        return text.into();
+    }
+    let show = |c: char| if harmful(c) { c.escape_debug().to_string() } else { c.into() };
+    text.chars().map(show).collect::<String>().into()
 }
 
 /// A text with its control characters escaped: names from files cannot break lines or move the
@@ -72,6 +91,15 @@ impl Output {
         self.out.write_all(text.as_bytes()).map_err(CliError::stdout)
     }
 
+    /// Writes what a model or a file says: on a terminal its control characters are escaped, so that it
+    /// cannot move the cursor or change colours.
+    ///
+    /// # Errors
+    /// As [`Output::text`].
+    pub(crate) fn foreign_text(&mut self, text: &str) -> Result<()> {
+        if self.terminal { self.text(&harmless(text)) } else { self.text(text) }
+    }
+
     /// Writes a line.
     ///
     /// # Errors
@@ -87,6 +115,17 @@ impl Output {
     /// As [`Output::text`].
     pub(crate) fn flush(&mut self) -> Result<()> {
         self.out.flush().map_err(CliError::stdout)
+    }
+
+    /// Ends a line that text may have begun, and makes everything visible.
+    ///
+    /// # Errors
+    /// As [`Output::text`].
+    pub(crate) fn end_line(&mut self) -> Result<()> {
+        if self.mid_line {
+            self.text("\n")?;
+        }
+        self.flush()
     }
 
     /// Ends text that may have stopped anywhere: a terminal gets the end of the line, a file or
@@ -161,15 +200,24 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// `done` of `total` bytes.
+    /// `done` of `total` bytes or tokens.
     pub(crate) fn set(&self, done: u64, total: u64) {
         self.total.store(total, Relaxed);
         self.done.store(done, Relaxed);
     }
 }
 
-/// Does `work`; where that takes over a second and a person watches, shows how far it is.
+/// Does `work`; where that takes over a second and a person watches, shows how many bytes are done.
 pub(crate) fn with_progress<T>(message: String, work: impl FnOnce(&Bar) -> T) -> T {
+    with_bar(message, "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}", work)
+}
+
+/// Does `work`; where that takes over a second and a person watches, shows how many tokens are done.
+pub(crate) fn with_token_progress<T>(message: &str, work: impl FnOnce(&Bar) -> T) -> T {
+    with_bar(message.into(), "{msg} {bar:30} {pos} of {len} tokens", work)
+}
+
+fn with_bar<T>(message: String, template: &str, work: impl FnOnce(&Bar) -> T) -> T {
     let state = Bar { done: AtomicU64::new(0), total: AtomicU64::new(0) };
     if !io::stderr().is_terminal() {
         return work(&state);
@@ -181,7 +229,6 @@ pub(crate) fn with_progress<T>(message: String, work: impl FnOnce(&Bar) -> T) ->
             if wait.recv_timeout(Duration::from_secs(1)) != Err(RecvTimeoutError::Timeout) {
                 return;
             }
-            let template = "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}";
             let style = ProgressStyle::with_template(template)
                 .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(0).with_style(style).with_message(message);
@@ -207,6 +254,12 @@ mod tests {
         let error = read_text(io::repeat(b'a'), 1 << 20).unwrap_err().to_string();
         assert_eq!(error, "stdin: more than 1 MiB of text; split it into parts");
         assert_eq!(read_text(io::repeat(b'a').take(1 << 20), 1 << 20).unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn what_a_model_says_cannot_move_the_cursor() {
+        assert_eq!(harmless("a\tb\n\u{1f980}"), "a\tb\n\u{1f980}");
+        assert_eq!(harmless("a\x1b[2J\rb"), "a\\u{1b}[2J\\rb");
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! `realm detokenize`: token ids to text.
 
-use realm_gguf::GgufFile;
 use realm_tokenizer::DecodeOptions;
 
 use crate::{
@@ -33,8 +32,8 @@ pub(crate) struct DetokenizeArgs {
 
 /// Writes the ids' text.
 pub(crate) fn run(args: &DetokenizeArgs) -> Result<()> {
-    let path = &args.model.model;
-    let tokenizer = realm_runtime::tokenizer(&GgufFile::open(path)?)?;
+    let file = args.model.file()?;
+    let tokenizer = realm_runtime::tokenizer(&file)?;
     let (from, text) = if args.ids.is_empty() {
         ("stdin: ", console::read_stdin("token ids")?)
     } else {
@@ -43,7 +42,7 @@ pub(crate) fn run(args: &DetokenizeArgs) -> Result<()> {
     let ids = parse_ids(&text).map_err(|problem| CliError::Input(format!("{from}{problem}")))?;
     let how = DecodeOptions { special: args.special, continuation: false };
     let text = tokenizer.decode(&ids.0, how);
-    let text = text.map_err(|source| CliError::Tokenizer { path: path.clone(), source })?;
+    let text = text.map_err(|source| CliError::Tokenizer { path: file.path().into(), source })?;
     let mut out = Output::new();
     out.text(&text)?;
     out.end_text()

@@ -5,12 +5,16 @@ use realm_runtime::{
     device::{self, Report},
     memory::human,
 };
+use serde_json::{Value, json};
 
 use crate::{args::DeviceArgs, console, console::Output, error::Result};
 
 /// Options of `realm devices`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct DevicesArgs {
+    /// Print a JSON object instead
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
 }
@@ -21,6 +25,11 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
     let reports = device::list(&args.device.options());
     let chosen = device::open(&args.device.options());
     let chosen = chosen.as_ref().map(|device| device.backend().info());
+    if args.json {
+        let mut out = Output::new();
+        out.line(json(&args.device.device, &reports, chosen.map_err(ToString::to_string)))?;
+        return out.flush();
+    }
     let width = reports.iter().map(|report| report.name.len()).max().unwrap_or(0);
     let mut out = Output::new();
     for report in &reports {
@@ -38,6 +47,29 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
         }
     }
     out.flush()
+}
+
+/// All devices as JSON, and which of them `wanted` takes.
+fn json(wanted: &str, reports: &[Report], chosen: Result<&DeviceInfo, String>) -> Value {
+    json!({
+        "wanted": wanted,
+        "chosen": chosen.as_ref().ok().map(|info| &info.name),
+        "problem": chosen.as_ref().err(),
+        "auto_precision": chosen.as_ref().ok().map(|info| info.auto_precision.to_string()),
+        "devices": reports.iter().map(object).collect::<Vec<_>>(),
+    })
+}
+
+/// A device as JSON.
+pub(crate) fn object(report: &Report) -> Value {
+    let Report { name, description, memory, obstacle } = report;
+    json!({
+        "name": name,
+        "description": description,
+        "memory_bytes": memory,
+        "usable": obstacle.is_none(),
+        "obstacle": obstacle,
+    })
 }
 
 /// A device's lines: what it is and can do, or why it cannot be used. `info` is there for the one

@@ -60,6 +60,12 @@ pub(crate) enum CliError {
     /// A command line that does not say enough.
     #[error(transparent)]
     Usage(clap::Error),
+    /// The user ended it; what was asked for is there so far.
+    #[error("interrupted")]
+    Interrupted,
+    /// A failure that the command's own output tells.
+    #[error("see the output")]
+    Told,
     /// Nobody reads the output any more.
     #[error("stdout was closed")]
     Closed,

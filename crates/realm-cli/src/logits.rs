@@ -2,8 +2,8 @@
 
 use std::{io, path::PathBuf};
 
-use clap::error::ErrorKind;
-use realm_runtime::{Model, RuntimeError};
+use clap::{ValueHint, error::ErrorKind};
+use realm_runtime::RuntimeError;
 
 use crate::{
     args::{self, EngineArgs, IdsArgs, ModelArgs},
@@ -22,7 +22,7 @@ pub(crate) struct LogitsArgs {
     #[command(flatten)]
     ids: IdsArgs,
     /// The .npy file to write; one that is there is replaced
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     out: PathBuf,
     #[command(flatten)]
     engine: EngineArgs,
@@ -34,7 +34,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
         let problem = "token ids are needed: give --ids 1,2,3 or --ids-file FILE.npy";
         return Err(args::usage("logits", ErrorKind::MissingRequiredArgument, problem));
     };
-    let model = Model::open(&args.model.model)?;
+    let model = args.model.open()?;
     let inputs = model.file().parts().chain(args.ids.ids_file.as_deref());
     let file = output::create(&args.out, inputs)?;
     let mut writer = MatrixWriter::new(file, [ids.len(), model.vocabulary()])?;

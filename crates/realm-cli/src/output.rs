@@ -1,14 +1,17 @@
 //! Files that commands write: whole or not at all, and never over what a command reads.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
-    sync::{Mutex, Once, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
 use realm_gguf::NewFile;
 
-use crate::error::{CliError, Result};
+use crate::{
+    error::{CliError, Result},
+    interrupt,
+};
 
 /// Temporary files that this process began.
 static PARTS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
@@ -33,8 +36,7 @@ pub(crate) fn create<'a>(
             "{path}: is a file that this command reads; choose another name for its output"
         )));
     }
-    static HANDLER: Once = Once::new();
-    HANDLER.call_once(remove_when_interrupted);
+    interrupt::handle();
     let mut parts = PARTS.lock().unwrap_or_else(PoisonError::into_inner);
     let file = NewFile::create(path)?;
     parts.push(file.temporary_path().to_path_buf());
@@ -56,45 +58,22 @@ fn is_same(one: &Path, other: &Path) -> bool {
     same().unwrap_or(false)
 }
 
-/// On Ctrl-C, and when the process is told to end: removes the temporary files, then ends with the code
-/// that shells give that signal.
+/// Removes the temporary files, then ends the process with this code.
 #[cfg(unix)]
-fn remove_when_interrupted() {
-    use signal_hook::{
-        consts::{SIGHUP, SIGINT, SIGTERM},
-        iterator::Signals,
-    };
-    // A hangup that is ignored, as `nohup` arranges, is to be survived.
-    let hangup = (!hangups_are_ignored()).then_some(SIGHUP);
-    // Without a handler, files stay behind where the process is killed: no reason not to begin.
-    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup)) else { return };
-    std::thread::spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            // Held to the end, so that no file is begun meanwhile.
-            let parts = PARTS.lock().unwrap_or_else(PoisonError::into_inner);
-            for part in parts.iter() {
-                // One that was finished has its own name by now.
-                _ = fs::remove_file(part);
-            }
-            std::process::exit(128 + signal);
-        }
-    });
-}
-
-/// Elsewhere files stay behind where the process is killed.
-#[cfg(not(unix))]
-fn remove_when_interrupted() {}
-
-/// Whether hangups (signal 1) are ignored, as far as the system tells.
-#[cfg(unix)]
-fn hangups_are_ignored() -> bool {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|m| m & 1 == 1)
+pub(crate) fn exit(code: i32) -> ! {
+    // Held to the end, so that no file is begun meanwhile.
+    let parts = PARTS.lock().unwrap_or_else(PoisonError::into_inner);
+    for part in parts.iter() {
+        // One that was finished has its own name by now.
+        _ = std::fs::remove_file(part);
+    }
+    std::process::exit(code);
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -1,43 +1,58 @@
 //! `realm run`: continues a prompt.
 
-use std::{
-    hash::{BuildHasher, Hasher, RandomState},
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::path::Path;
 
-use clap::error::ErrorKind;
 use realm_runtime::{
-    Engine, EngineOptions, Event, Finish, Model, Request, RuntimeError, SamplingParams,
+    Model, RuntimeError, SamplingParams,
+    text::{GenerateOptions, Llm, Piece},
 };
-use realm_tokenizer::{DecodeOptions, DecodeStream, EncodeOptions, Tokenizer, TokenizerError};
+use realm_tokenizer::{EncodeOptions, Tokenizer, TokenizerError};
+use serde_json::json;
 
 use crate::{
-    args::{self, EngineArgs, IdsArgs},
+    args::{EngineArgs, IdsArgs, ModelArgs},
     console::{self, Output},
     error::{CliError, Result},
+    generate::{self, End, Figures},
+    interrupt::Generation,
     load,
-    stats::{self, Speed},
+    sampling::{SamplingArgs, is_random},
+    stats,
 };
 
 const EXAMPLES: &str = "\
 Examples:
+      realm run \"Shall I compare thee\"
       realm run -m model.gguf \"The sea was calm that night, and\"
       realm run -m model.gguf -n 50 --temperature 0 < chapter.txt
+      realm run -m model.gguf --stop $'\\n' $'Q: What is a lake?\\nA:'
       realm run -m model.gguf --ids 1,450,7205 --print-ids
+      realm run -m model.gguf --json --logprobs 3 \"One, two,\" | jq .
 
-The prompt is continued as it stands: no chat template is put around it. What the vocabulary wants \
-around a text (mostly a token at its start) is added, and markup like <|eot_id|> is read as the \
-token of that name. One line end at the end of a prompt from stdin is left out. Generation ends at \
-any token that ends a text, a turn or a message, after -n tokens, or where the context is full.";
+The prompt is continued as it stands: no chat template is put around it; `realm chat` does that. What \
+the vocabulary wants around a text (mostly a token at its start) is added, and markup like <|eot_id|> \
+is read as the token of that name. One line end at the end of a prompt from stdin is left out. \
+Generation ends at any token that ends a text, a turn or a message, before a text of --stop, after \
+-n tokens, or where the context is full. Ctrl-C ends it, too: what came is complete, the figures are \
+printed, and the exit code is 130; a second Ctrl-C ends the program at once.
+
+With --json every token is a JSON object on a line of its own, as soon as it is there:
+      {\"token\":450,\"text\":\" The\",\"logprobs\":{\"chosen\":-0.1,\"top\":[{\"token\":450,\"logprob\":-0.1}]}}
+The text is what became certain with that token: it may be empty, as with half a character. Logprobs \
+are natural logarithms of the model's own probabilities, there with --logprobs. The last line has the \
+figures in place of a token:
+      {\"finish\":\"end\",\"seed\":7,\"prompt_tokens\":5,\"generated_tokens\":40,…}
+`finish` is end (by the model), stop (a text of --stop), length (-n), context (it is full) or \
+interrupted (Ctrl-C). Beside these there are prompt_seconds, prompt_tokens_per_second, \
+generated_seconds, generated_tokens_per_second, load_seconds, context, device, precision and kv_type. \
+Rates and the seed are null where there are none.";
 
 /// Options of `realm run`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct RunArgs {
-    /// The model, a GGUF file; of a split one its first part
-    #[arg(short, long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// The text to continue; without it, or with -, it is read from stdin
     #[arg(conflicts_with_all = ["ids", "ids_file"])]
     prompt: Option<String>,
@@ -68,119 +83,95 @@ pub(crate) struct RunArgs {
     /// Write the ids of the generated tokens in place of their text
     #[arg(long)]
     print_ids: bool,
+    /// Write a JSON object a token, and one with the figures at the end
+    #[arg(long, conflicts_with = "print_ids")]
+    json: bool,
+    /// Write the log-probabilities of each token and of the N likeliest; needs --json
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "json",
+        allow_negative_numbers = true,
+        value_parser = clap::value_parser!(u16).range(0..=1000)
+    )]
+    logprobs: Option<u16>,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     engine: EngineArgs,
 }
 
-/// How tokens are chosen.
-#[derive(Debug, Clone, clap::Args)]
-#[command(next_help_heading = "Sampling")]
-struct SamplingArgs {
-    /// Higher is more adventurous; 0 always takes the likeliest token
-    #[arg(
-        long,
-        visible_alias = "temp",
-        value_name = "T",
-        allow_negative_numbers = true,
-        default_value_t = SamplingParams::default().temperature,
-        value_parser = temperature
-    )]
-    temperature: f32,
-    /// Choose among the likeliest K tokens; 0: among all
-    #[arg(
-        long,
-        value_name = "K",
-        allow_negative_numbers = true,
-        default_value_t = SamplingParams::default().top_k
-    )]
-    top_k: u32,
-    /// Choose among the likeliest tokens whose probabilities reach P; 1: among all
-    #[arg(
-        long,
-        value_name = "P",
-        allow_negative_numbers = true,
-        default_value_t = SamplingParams::default().top_p,
-        value_parser = probability
-    )]
-    top_p: f32,
-    /// Leave out tokens less than P times as likely as the likeliest; 0: leave out none
-    #[arg(
-        long,
-        value_name = "P",
-        allow_negative_numbers = true,
-        default_value_t = SamplingParams::default().min_p,
-        value_parser = probability
-    )]
-    min_p: f32,
-    /// The same seed gives the same text [default: random, printed]
-    #[arg(short, long, value_name = "N", allow_negative_numbers = true, value_parser = args::seed)]
-    seed: Option<u64>,
-}
-
-impl SamplingArgs {
-    fn params(&self) -> SamplingParams {
-        let &Self { temperature, top_k, top_p, min_p, seed } = self;
-        // 32 bits, to be short enough for typing.
-        let seed = seed.unwrap_or_else(|| RandomState::new().build_hasher().finish() >> 32);
-        SamplingParams { temperature, top_k, top_p, min_p, seed }
-    }
-}
-
-fn temperature(text: &str) -> Result<f32, String> {
-    match text.parse() {
-        Ok(value) if f32::is_finite(value) && value >= 0.0 => Ok(value),
-        _ => Err("a temperature is a number from 0 up".into()),
-    }
-}
-
-fn probability(text: &str) -> Result<f32, String> {
-    match text.parse() {
-        Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
-        _ => Err("a probability is a number from 0 to 1".into()),
+impl RunArgs {
+    fn has_ids(&self) -> bool {
+        self.ids.ids.is_some() || self.ids.ids_file.is_some()
     }
 }
 
 /// Continues the prompt.
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
-    let Some(path) = &args.model else {
-        let problem = "a model is needed: name a GGUF file with -m FILE.gguf";
-        return Err(args::usage("run", ErrorKind::MissingRequiredArgument, problem));
-    };
-    let model = Model::open(path)?;
+    let model = args.model.open()?;
+    let path = model.file().path();
     let tokenizer = tokenizer(args, &model)?;
-    let prompt = prompt(args, &model, tokenizer.as_ref())?;
+    let prompt = prompt(args, path, tokenizer.as_ref())?;
+    args.engine.check_prompt(prompt.len(), &model)?;
     let stop_tokens = match &tokenizer {
-        _ if args.ignore_eos => Vec::new(),
-        Some(tokenizer) => tokenizer.end_of_generation().to_vec(),
-        None => named_ends(&model),
+        None if !args.ignore_eos => named_ends(&model),
+        _ => Vec::new(),
+    };
+    let generate = GenerateOptions {
+        max_tokens: Some(args.n as usize),
+        sampling: args.sampling.params(0),
+        stop: args.sampling.stop.clone(),
+        stop_tokens,
+        ignore_eos: args.ignore_eos,
+        logprobs: args.logprobs.map(usize::from),
     };
     let mut device = args.engine.device.open()?;
     let options = args.engine.options();
-    let mut engine = load::engine(&model, &mut device, &options)?;
-    let sampling = args.sampling.params();
-    let max_tokens = tokens_left(args.n as usize, prompt.len(), engine.context());
-    let request = Request { prompt, max_tokens, sampling, stop_tokens };
-    let printer = match tokenizer.filter(|_| !args.print_ids) {
-        Some(tokenizer) => Printer::text(tokenizer),
-        None => Printer::ids(),
-    };
-    let figures = generate(&mut engine, request, printer, CliError::engine(path))?;
-    figures.say(&engine, &options, &sampling);
-    Ok(())
+    let engine = load::engine(&model, &mut device, &options)?;
+    let mut llm = Llm::new(&model, engine, tokenizer, None);
+    let of_model = CliError::engine(path);
+    let context = llm.engine().context();
+    let generation = Generation::begin();
+    let stream = llm.generate_ids(prompt, &generate).map_err(&of_model)?;
+    if stream.is_cut() {
+        console::note(format_args!(
+            "-n {} is cut to {}: the context holds {context} tokens, the prompt has {}",
+            args.n,
+            stream.max_tokens(),
+            stream.prompt_tokens()
+        ));
+    }
+    let mut printer = Printer::new(args);
+    let figures = generate::drive(stream, options.step_tokens, &generation, of_model, |piece| {
+        printer.piece(piece)
+    })?;
+    printer.finish(&figures, &llm, &generate.sampling)?;
+    console::say("");
+    figures.lines().iter().for_each(console::say);
+    console::say(format_args!("loaded     {}", stats::loading(llm.engine())));
+    stats::setting(llm.engine(), &options).iter().for_each(console::say);
+    if is_random(&generate.sampling) {
+        console::say(format_args!("seed       {}", generate.sampling.seed));
+    }
+    match figures.end {
+        End::Interrupted => Err(CliError::Interrupted),
+        End::Finished(_) => Ok(()),
+    }
 }
 
 /// The file's tokenizer; a run from ids to ids can do without.
 fn tokenizer(args: &RunArgs, model: &Model) -> Result<Option<Tokenizer>> {
-    let from_ids = args.ids.ids.is_some() || args.ids.ids_file.is_some();
     match model.tokenizer() {
         Ok(tokenizer) => Ok(Some(tokenizer)),
-        Err(error) if from_ids && args.print_ids => {
+        Err(error) if !args.sampling.stop.is_empty() => {
+            Err(CliError::Input(format!("{error}; --stop needs a tokenizer")))
+        }
+        Err(error) if args.has_ids() && args.print_ids => {
             console::note(format_args!("{error}; going on without, from ids to ids"));
             Ok(None)
         }
-        Err(error) if from_ids => {
+        Err(error) if args.has_ids() => {
             Err(CliError::Input(format!("{error}; with --print-ids no tokenizer is needed")))
         }
         Err(error) => Err(error.into()),
@@ -188,7 +179,7 @@ fn tokenizer(args: &RunArgs, model: &Model) -> Result<Option<Tokenizer>> {
 }
 
 /// The prompt's ids.
-fn prompt(args: &RunArgs, model: &Model, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
+fn prompt(args: &RunArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Result<Vec<u32>> {
     if let Some(ids) = args.ids.read()? {
         return Ok(ids);
     }
@@ -203,11 +194,8 @@ fn prompt(args: &RunArgs, model: &Model, tokenizer: Option<&Tokenizer>) -> Resul
     let Some(tokenizer) = tokenizer else { return Ok(Vec::new()) };
     // As llama.cpp's completion does it.
     let how = EncodeOptions { add_special: true, parse_special: true };
-    tokenizer.encode(&text, how).map_err(at(model))
-}
-
-fn at(model: &Model) -> impl Fn(TokenizerError) -> CliError {
-    |source| CliError::Tokenizer { path: model.file().path().to_path_buf(), source }
+    let of_file = |source: TokenizerError| CliError::Tokenizer { path: path.into(), source };
+    tokenizer.encode(&text, how).map_err(of_file)
 }
 
 /// The ending tokens that the metadata name, of a file whose tokenizer cannot be used.
@@ -219,144 +207,97 @@ fn named_ends(model: &Model) -> Vec<u32> {
     ["eos", "eot", "eom"].into_iter().filter_map(id).collect()
 }
 
-/// As many tokens as are wanted and as the context leaves: the last one need not enter it.
-fn tokens_left(wanted: usize, prompt: usize, context: usize) -> usize {
-    let room = (context + 1).saturating_sub(prompt);
-    if room > 0 && room < wanted {
-        console::note(format_args!(
-            "-n {wanted} is cut to {room}: the context holds {context} tokens, the prompt has {prompt}"
-        ));
-    }
-    wanted.min(room).max(1)
+/// What is written of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Text,
+    Ids,
+    Json,
 }
 
 /// Writes tokens as they come.
-enum Printer {
-    Text { out: Output, stream: Box<DecodeStream<Tokenizer>>, vocabulary: usize },
-    Ids { out: Output, first: bool },
+struct Printer {
+    out: Output,
+    form: Form,
+    first: bool,
 }
 
 impl Printer {
-    fn text(tokenizer: Tokenizer) -> Self {
-        let vocabulary = tokenizer.vocab_size();
-        let how = DecodeOptions { special: false, continuation: true };
-        let stream = Box::new(DecodeStream::new(tokenizer, how));
-        Self::Text { out: Output::new(), stream, vocabulary }
+    fn new(args: &RunArgs) -> Self {
+        let form = match args {
+            _ if args.json => Form::Json,
+            _ if args.print_ids => Form::Ids,
+            _ => Form::Text,
+        };
+        Self { out: Output::new(), form, first: true }
     }
 
-    fn ids() -> Self {
-        Self::Ids { out: Output::new(), first: true }
-    }
-
-    fn token(&mut self, event: Event) -> Result<()> {
-        match self {
-            // Models with padded vocabularies have ids that stand for no text.
-            Self::Text { out, stream, vocabulary } => {
-                let silent =
-                    event.finish == Some(Finish::Stop) || event.token as usize >= *vocabulary;
-                if !silent && let Ok(text) = stream.push(event.token) {
-                    out.text(text)?;
-                }
-                out.flush()
+    fn piece(&mut self, piece: &Piece) -> Result<()> {
+        match self.form {
+            Form::Text => self.out.foreign_text(&piece.text)?,
+            Form::Ids => {
+                let space = if self.first { "" } else { " " };
+                self.out.text(&format!("{space}{}", piece.token))?;
             }
-            Self::Ids { out, first } => {
-                let space = if std::mem::take(first) { "" } else { " " };
-                out.text(&format!("{space}{}", event.token))?;
-                out.flush()
-            }
+            Form::Json => self.out.line(token_json(piece))?,
         }
+        self.first = false;
+        self.out.flush()
     }
 
-    fn finish(&mut self) -> Result<()> {
-        match self {
-            Self::Text { out, stream, .. } => {
-                out.text(stream.finish())?;
-                out.end_text()
-            }
-            Self::Ids { out, .. } => {
-                out.text("\n")?;
-                out.flush()
-            }
+    fn finish(mut self, figures: &Figures, llm: &Llm, sampling: &SamplingParams) -> Result<()> {
+        match self.form {
+            Form::Text => return self.out.end_text(),
+            Form::Ids => self.out.text("\n")?,
+            Form::Json => self.out.line(figures_json(figures, llm, sampling))?,
         }
+        self.out.flush()
     }
 }
 
-/// What a run took.
-struct Figures {
-    prompt: Speed,
-    generated: Speed,
-    finish: Option<Finish>,
+/// A token with its text.
+fn token_json(piece: &Piece) -> serde_json::Value {
+    let mut object = json!({ "token": piece.token, "text": piece.text });
+    if let Some(logprobs) = &piece.logprobs {
+        let top = |&(token, logprob): &(u32, f32)| json!({ "token": token, "logprob": logprob });
+        let top: Vec<_> = logprobs.top.iter().map(top).collect();
+        object["logprobs"] = json!({ "chosen": logprobs.chosen, "top": top });
+    }
+    object
 }
 
-/// Runs a request to its end, printing its tokens as they come.
-fn generate(
-    engine: &mut Engine,
-    request: Request,
-    mut printer: Printer,
-    of_model: impl Fn(RuntimeError) -> CliError,
-) -> Result<Figures> {
-    let prompt = request.prompt.len();
-    let (mut tokens, mut first, mut finish) = (0, Duration::ZERO, None);
-    let start = Instant::now();
-    engine.submit(request).map_err(&of_model)?;
-    while !engine.is_idle() {
-        for event in engine.step().map_err(&of_model)? {
-            if tokens == 0 {
-                first = start.elapsed();
-            }
-            tokens += 1;
-            finish = event.finish;
-            printer.token(event)?;
-        }
-    }
-    // The first token came of the prompt's last row.
-    let rest = start.elapsed().saturating_sub(first);
-    printer.finish()?;
-    Ok(Figures {
-        prompt: Speed { tokens: prompt, timed: prompt, time: first },
-        generated: Speed { tokens, timed: usize::saturating_sub(tokens, 1), time: rest },
-        finish,
+/// What stands in the last line.
+fn figures_json(figures: &Figures, llm: &Llm, sampling: &SamplingParams) -> serde_json::Value {
+    let engine = llm.engine();
+    let Figures { prompt, generated, end, .. } = figures;
+    json!({
+        "finish": end.name(),
+        "seed": is_random(sampling).then_some(sampling.seed),
+        "prompt_tokens": prompt.tokens,
+        "prompt_seconds": prompt.time.as_secs_f64(),
+        "prompt_tokens_per_second": generate::rate(prompt),
+        "generated_tokens": generated.tokens,
+        "generated_seconds": generated.time.as_secs_f64(),
+        "generated_tokens_per_second": generate::rate(generated),
+        "load_seconds": engine.load_time().as_secs_f64(),
+        "context": engine.context(),
+        "device": engine.backend().info().name,
+        "precision": engine.precision().to_string(),
+        "kv_type": engine.memory().kv.kv_type.to_string(),
     })
 }
 
-impl Figures {
-    fn say(&self, engine: &Engine, options: &EngineOptions, sampling: &SamplingParams) {
-        let end = match self.finish {
-            Some(Finish::Stop) => ", ended by the model",
-            _ => "",
-        };
-        console::say("");
-        console::say(format_args!("prompt     {}", self.prompt));
-        console::say(format_args!("generated  {}{end}", self.generated));
-        console::say(format_args!("loaded     {}", stats::loading(engine)));
-        stats::setting(engine, options).iter().for_each(console::say);
-        if sampling.temperature > 0.0 && sampling.top_k != 1 {
-            console::say(format_args!("seed       {}", sampling.seed));
+impl EngineArgs {
+    /// Whether a prompt of so many tokens can fit, as far as that is known before anything is loaded.
+    ///
+    /// # Errors
+    /// Where it cannot.
+    fn check_prompt(&self, prompt: usize, model: &Model) -> Result<()> {
+        let context = self.ctx.map_or(model.context(), |tokens| tokens as usize);
+        if prompt > context {
+            let error = RuntimeError::PromptTooLong { prompt, context };
+            return Err(CliError::engine(model.file().path())(error));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_context_leaves_room_for_one_token_more() {
-        assert_eq!(tokens_left(10, 5, 100), 10);
-        assert_eq!(tokens_left(10, 95, 100), 6);
-        assert_eq!(tokens_left(10, 100, 100), 1);
-        // Too long a prompt: the engine says so.
-        assert_eq!(tokens_left(10, 200, 100), 1);
-    }
-
-    #[test]
-    fn numbers_out_of_range_are_refused() {
-        assert_eq!(temperature("0.5"), Ok(0.5));
-        assert_eq!(probability("1"), Ok(1.0));
-        for bad in ["-1", "nan", "inf", "x", ""] {
-            assert!(temperature(bad).is_err(), "{bad}");
-            assert!(probability(bad).is_err(), "{bad}");
-        }
-        assert!(probability("1.1").is_err());
+        Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! `realm tokenize`: text to token ids.
 
-use realm_gguf::GgufFile;
-use realm_tokenizer::EncodeOptions;
+use realm_tokenizer::{EncodeOptions, Tokenizer};
+use serde_json::{Value, json};
 
 use crate::{
     args::ModelArgs,
@@ -33,19 +33,31 @@ pub(crate) struct TokenizeArgs {
     /// each
     #[arg(short = '0', long = "null")]
     null: bool,
+    /// Print a JSON object instead: of each text the ids, and the token that each id stands for
+    #[arg(long)]
+    json: bool,
 }
 
 /// Writes the ids of stdin's text or texts.
 pub(crate) fn run(args: &TokenizeArgs) -> Result<()> {
-    let path = &args.model.model;
-    let tokenizer = realm_runtime::tokenizer(&GgufFile::open(path)?)?;
+    let file = args.model.file()?;
+    let tokenizer = realm_runtime::tokenizer(&file)?;
     let input = console::read_stdin("a text")?;
     let &TokenizeArgs { add_special, parse_special, .. } = args;
     let how = EncodeOptions { add_special, parse_special };
-    let mut out = Output::new();
-    for text in texts(&input, args.null) {
+    let encode = |text| {
         let ids = tokenizer.encode(text, how);
-        let ids = ids.map_err(|source| CliError::Tokenizer { path: path.clone(), source })?;
+        ids.map_err(|source| CliError::Tokenizer { path: file.path().into(), source })
+    };
+    let mut out = Output::new();
+    let texts = texts(&input, args.null).into_iter().map(encode);
+    if args.json {
+        let texts = texts.map(|ids| ids.map(|ids| object(&tokenizer, &ids)));
+        out.line(json!({ "texts": texts.collect::<Result<Vec<_>>>()? }))?;
+        return out.flush();
+    }
+    for ids in texts {
+        let ids = ids?;
         let mut line = String::with_capacity(ids.len() * 6);
         for id in ids {
             if !line.is_empty() {
@@ -56,6 +68,16 @@ pub(crate) fn run(args: &TokenizeArgs) -> Result<()> {
         out.line(line)?;
     }
     out.flush()
+}
+
+/// A text's tokens. What a token stands for alone need not be a text: bytes that are no UTF-8 become
+/// U+FFFD.
+fn object(tokenizer: &Tokenizer, ids: &[u32]) -> Value {
+    let token = |&id: &u32| {
+        let bytes = tokenizer.token_bytes(id).unwrap_or_default();
+        String::from_utf8_lossy(bytes).into_owned()
+    };
+    json!({ "ids": ids, "tokens": ids.iter().map(token).collect::<Vec<_>>() })
 }
 
 /// The texts of an input: one, or where NULs end them, as many as there are.

@@ -324,8 +324,6 @@ fn wrong_command_lines() {
     Tiny::saying("x").write(&model);
     realm([""; 0]).misused("Usage");
     realm(args!["fly"]).misused("fly");
-    realm(args!["run", "hello"]).misused("a model is needed");
-    realm(args!["tokenize"]).misused("--model");
     realm(args!["logits", "-m", model, "--out", "x.npy"]).misused("--ids");
     realm(args!["logits", "-m", model, "--ids", "1"]).misused("--out");
     for (options, part) in [
@@ -349,6 +347,18 @@ fn wrong_command_lines() {
         ("--top-p 1.5 a", "top-p"),
         ("--min-p x a", "min-p"),
         ("--seed x a", "seed"),
+        ("--typical-p 2 a", "a probability is a number from 0 to 1"),
+        ("--repeat-penalty 0 a", "a repetition penalty is a number above 0"),
+        ("--repetition-penalty -1 a", "a repetition penalty is a number above 0"),
+        ("--frequency-penalty inf a", "a penalty is a number"),
+        ("--presence-penalty x a", "a penalty is a number"),
+        ("--logit-bias 5 a", "a bias is a token's id and a number or -inf"),
+        ("--logit-bias 5=nan a", "a bias is a token's id"),
+        ("--stop= a", "--stop"),
+        ("--logprobs 1 a", "--json"),
+        ("--json --logprobs -1 a", "-1 is not in 0..=1000"),
+        ("--json --print-ids a", "cannot be used with"),
+        ("--log loud a", "choose off, error, warn"),
         ("--device gpu a", "auto, cpu"),
         ("--precision f64 a", "bf16"),
         ("--kv-type q4_0 a", "q8_0"),

@@ -28,10 +28,12 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 /// Every command that writes a file, writing to `out`.
-fn writers(model: &Path, out: &Path) -> [Vec<OsString>; 3] {
+fn writers(model: &Path, out: &Path) -> [Vec<OsString>; 4] {
+    let bench = "bench --device cpu -p 4 -n 1 -r 1 --plot".split(' ').map(Into::into);
     [
         args!["logits", "-m", model, "--ids", "1", "--out", out].to_vec(),
         args!["inspect", "-m", model, "--graph", out].to_vec(),
+        bench.chain(args![out, "-m", model]).collect(),
         args!["synth", "tiny", out, "--force"].to_vec(),
     ]
 }
@@ -40,7 +42,9 @@ fn writers(model: &Path, out: &Path) -> [Vec<OsString>; 3] {
 fn files_are_replaced_whole() {
     let (folder, model) = file();
     let out = folder.path().join("out");
-    for (args, start) in writers(&model, &out).iter().zip([&b"\x93NUMPY"[..], b"flow", b"GGUF"]) {
+    for (args, start) in
+        writers(&model, &out).iter().zip([&b"\x93NUMPY"[..], b"flow", b"<svg", b"GGUF"])
+    {
         fs::write(&out, "old").unwrap();
         realm(args).good();
         assert!(fs::read(&out).unwrap().starts_with(start), "{args:?}");
@@ -97,7 +101,7 @@ fn inputs_are_not_overwritten() {
     std::os::unix::fs::symlink(&model, at("link.gguf")).unwrap();
     fs::hard_link(&model, at("hard.gguf")).unwrap();
     for name in ["model.gguf", "./model.gguf", "link.gguf", "hard.gguf"] {
-        for (args, _) in writers(&model, &at(name)).iter().zip(["logits", "inspect"]) {
+        for (args, _) in writers(&model, &at(name)).iter().zip(["logits", "inspect", "bench"]) {
             realm(args).fails(&[name, "reads", "choose another name"]);
         }
         assert_eq!(fs::read(at(name)).unwrap(), bytes);
@@ -125,7 +129,7 @@ fn later_parts_of_a_split_model_are_inputs() {
     let (model, part) = (at("m-00001-of-00002.gguf"), at("m-00002-of-00002.gguf"));
     realm(args!["run", "-m", model, "a", "--temp", "0"]).good();
     let before = fs::read(&part).unwrap();
-    for (args, _) in writers(&model, &part).iter().zip(["logits", "inspect"]) {
+    for (args, _) in writers(&model, &part).iter().zip(["logits", "inspect", "bench"]) {
         realm(args).fails(&["m-00002-of-00002.gguf", "reads"]);
     }
     assert_eq!(fs::read(&part).unwrap(), before);
@@ -134,8 +138,8 @@ fn later_parts_of_a_split_model_are_inputs() {
 #[test]
 fn a_hyphen_is_stdout_or_refused() {
     let (folder, model) = file();
-    let [logits, inspect, synth] = writers(&model, Path::new("-"));
-    for args in [logits, synth] {
+    let [logits, inspect, bench, synth] = writers(&model, Path::new("-"));
+    for args in [logits, bench, synth] {
         realm(args).fails(&["stdout", "./-"]);
     }
     let ran = realm(inspect).good();

@@ -8,9 +8,11 @@ use realm_core::{
 };
 use realm_runtime::{Engine, Request, SamplingParams, SequenceId};
 
-use super::plan::{Test, Work};
+use super::{
+    plan::{Test, Work},
+    progress::Progress,
+};
 use crate::{
-    console,
     error::{CliError, Result},
     synth::random::Rng,
 };
@@ -96,18 +98,20 @@ impl Bench {
         self.engine.graph()
     }
 
-    /// Warms up and measures.
+    /// Warms up and measures, and tells `progress` of the warm-up and of each repetition.
     ///
     /// # Errors
     /// The engine's.
-    pub(super) fn run(&mut self, test: &Test) -> Result<Measured> {
+    pub(super) fn run(&mut self, test: &Test, progress: &Progress) -> Result<Measured> {
         let work = match test.work {
             Work::Generate { tokens, sequences } => {
                 Work::Generate { tokens: tokens.min(WARM_UP), sequences }
             }
             work => work,
         };
+        progress.begin(format!("{test}: warming up"));
         self.repeat(&Test { work, depth: 0 })?;
+        progress.done();
         let nodes = self.graph().nodes().len();
         let mut measured = Measured {
             test: *test,
@@ -116,10 +120,12 @@ impl Bench {
             costs: Vec::new(),
             node_seconds: vec![0.0; nodes],
         };
+        let mut last = String::new();
         for at in 1..=self.repetitions {
+            progress.begin(format!("{test}: {at} of {}{last}", self.repetitions));
             let Repetition { steps, seconds, node_seconds } = self.repeat(test)?;
-            let rate = test.tokens() as f64 / seconds;
-            console::say(format_args!("{test} {at}/{}: {rate:.2} tokens/s", self.repetitions));
+            progress.done();
+            last = format!(", before {:.1} tokens/s", test.tokens() as f64 / seconds);
             measured.seconds.push(seconds);
             for (sum, seconds) in measured.node_seconds.iter_mut().zip(node_seconds) {
                 *sum += seconds;
@@ -142,7 +148,8 @@ impl Bench {
     fn submit(&mut self, tokens: usize, max_tokens: usize) -> Result<SequenceId> {
         let prompt = (0..tokens).map(|_| self.rng.below(self.vocabulary) as u32).collect();
         let sampling = SamplingParams::GREEDY;
-        Ok(self.engine.submit(Request { prompt, max_tokens, sampling, stop_tokens: vec![] })?)
+        let request = Request { prompt, max_tokens, sampling, stop_tokens: vec![], logprobs: None };
+        Ok(self.engine.submit(request)?)
     }
 
     /// Times a prompt of `tokens` after the test's depth. Where that is not whole steps, a sequence

@@ -3,36 +3,34 @@
 mod measure;
 mod ops;
 mod plan;
+mod plot;
+mod progress;
 mod report;
 #[cfg(test)]
 mod tests;
 
-use clap::error::ErrorKind;
-use realm_core::backend::Precision;
-use realm_runtime::{EngineOptions, Model, device::Device};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
+
+use clap::{ValueHint, error::ErrorKind};
+use realm_core::{Graph, backend::Precision};
+use realm_gguf::NewFile;
+use realm_runtime::{EngineOptions, device::Device};
 
 use crate::{
     args::{EngineArgs, ModelArgs},
-    console::{self, with_spinner},
+    console::{self, one_line, with_spinner},
     error::{CliError, Result},
-    load, stats,
+    load, output, stats,
 };
-use measure::Bench;
+use measure::{Bench, Measured};
 use plan::Plan;
+use progress::Progress;
 use report::{Ceilings, PeakMemory, Setting};
 
-/// Measure a model's speed.
-///
-/// Before each test comes a warm-up that is not counted, with an empty cache and at most 8 generated
-/// tokens; then it runs as often as --repetitions says, and the table shows median, slowest and
-/// fastest. In the same run the machine's read bandwidth and the arithmetic peak of the
-/// instructions in use are measured, and the table says which part of each a test reached: weights
-/// and KV cache read against the bandwidth, multiplications and additions against the peak. A test
-/// that stays far below both leaves speed on the table.
-///
-/// pp512 is a prompt of 512 tokens, tg128 the generation of 128 tokens one by one, pp512@d4096 and
-/// tg128@d4096 the same after 4096 tokens of context, tg128x8 generation in 8 sequences side by side.
-/// The time of a prompt includes its first generated token; that of a context is not counted.
+/// Options of `realm bench`.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
@@ -78,7 +76,14 @@ pub(crate) struct BenchArgs {
     /// products of the int8 peak, everything else of the f32 peak. Taking the times costs a little
     #[arg(long)]
     ops: bool,
-    /// Print a JSON list instead of a table
+    /// Draw the machine's roofline with the ops of each test on it, as an SVG picture
+    ///
+    /// Across stands how many operations an op does for each byte that it must read, upwards how
+    /// many a second it reached; the lines are what memory and arithmetic can give at most. The
+    /// times of the ops are taken as by --ops.
+    #[arg(long, value_name = "OUT.svg", value_hint = ValueHint::FilePath)]
+    plot: Option<PathBuf>,
+    /// Print a JSON list, an object for each test, instead of a table
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -91,29 +96,44 @@ pub(crate) struct BenchArgs {
 /// A model that cannot be loaded, tests that do not fit the memory, the device's failure.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let plan = plan(args)?;
-    let options = options(args, &plan)?;
-    let model = Model::open(&args.model.model)?;
+    let mut options = options(args, &plan)?;
+    let model = args.model.open()?;
+    // Begun before anything is measured: a path that cannot be written is found out at once.
+    let plot = args.plot.as_deref().map(|path| output::create(path, model.file().parts()));
+    let plot = plot.transpose()?;
     let mut device = args.engine.device.open()?;
+    // All sequences fit at once: none makes room for another one.
+    let block = device.backend().info().kv_block_tokens;
+    let whole = |context: usize| context.next_multiple_of(block).saturating_mul(plan.sequences);
+    options.kv_tokens = options.context.map(whole);
     let precision = match options.precision {
         Precision::Auto => device.backend().info().auto_precision,
         precision => precision,
     };
     let precision = stats::in_effect(model.graph(), precision);
     // Measured before and after the tests: a shared machine has good and bad minutes.
-    let early = ceilings(&device, precision, args.ops);
+    let early = ceilings(&device, precision, options.times);
     let peak = PeakMemory::reset();
     let engine = load::engine(&model, &mut device, &options)?;
     // The context is the tests'.
     let lines = stats::setting(&engine, &options);
     lines.iter().filter(|line| !line.starts_with("context")).for_each(console::say);
 
-    let mut setting = Setting::new(&args.model.model, &engine, args.repetitions);
+    let mut setting = Setting::new(model.file().path(), &engine, args.repetitions);
+    let name = model.file().metadata().find::<&str>("general.name");
+    setting.name = name.ok().flatten().map(str::to_owned);
     let mut bench = Bench::new(engine, model.vocabulary(), args.repetitions, options.times);
-    let results = plan.tests.iter().map(|test| bench.run(test)).collect::<Result<Vec<_>>>()?;
+    let progress = Progress::new(plan.tests.len() as u64 * (1 + u64::from(args.repetitions)));
+    let results = plan.tests.iter().map(|test| bench.run(test, &progress));
+    let results = results.collect::<Result<Vec<_>>>()?;
+    drop(progress);
     setting.peak_rss_bytes = peak.bytes();
-    setting.ceilings = Ceilings::best(early, ceilings(&device, precision, args.ops));
+    setting.ceilings = Ceilings::best(early, ceilings(&device, precision, options.times));
 
     let graph = bench.graph();
+    let draw = |(path, file)| write_plot(path, file, &setting, graph, &results);
+    // Should that fail, the figures are shown first.
+    let drawn = args.plot.as_deref().zip(plot).map(draw).transpose();
     let mut out = console::Output::new();
     if args.json {
         out.line(report::json(&setting, graph, &results))?;
@@ -124,7 +144,23 @@ pub(crate) fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     console::say(setting.summary());
-    out.flush()
+    out.flush()?;
+    drawn.map(|_| ())
+}
+
+fn write_plot(
+    path: &Path,
+    mut file: NewFile,
+    setting: &Setting,
+    graph: &Graph,
+    results: &[Measured],
+) -> Result<()> {
+    let svg = plot::svg(path, setting, graph, results)?;
+    let write = file.write_all(svg.as_bytes());
+    write.map_err(|source| CliError::io(path, "write the file", source))?;
+    file.finish()?;
+    console::say(format_args!("wrote {}", one_line(&path.display().to_string())));
+    Ok(())
 }
 
 /// What the machine can do with products of that precision, and in f32 where `floats` asks for it.
@@ -177,7 +213,9 @@ fn options(args: &BenchArgs, plan: &Plan) -> Result<EngineOptions> {
         context: Some(context),
         sequences: plan.sequences,
         step_tokens: plan.step_tokens,
-        times: args.ops,
+        times: args.ops || args.plot.is_some(),
+        // Prompts are random: none begins as another one does.
+        prefix_cache: false,
         ..args.engine.options()
     })
 }

@@ -23,12 +23,12 @@ pub(super) struct Group {
     types: Vec<&'static str>,
     nodes: usize,
     /// Of all repetitions.
-    seconds: f64,
+    pub(super) seconds: f64,
     /// Of all repetitions.
     pub(super) cost: Cost,
     /// Seconds that the machine's limits account for, in all repetitions; `None` where they are not
     /// known.
-    limit: Option<f64>,
+    pub(super) limit: Option<f64>,
 }
 
 /// A tensor's name without its layer: `attn_q` of `blk.3.attn_q.weight`.

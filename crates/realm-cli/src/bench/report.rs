@@ -6,7 +6,10 @@ use realm_core::{Graph, backend::Precision, cost::Cost};
 use realm_runtime::{Engine, memory::human};
 use serde_json::{Value, json};
 
-use super::{measure::Measured, ops};
+use super::{
+    measure::{Measured, Spread},
+    ops,
+};
 use crate::{console, stats};
 
 /// What the machine can do at most.
@@ -61,12 +64,15 @@ impl Ceilings {
 /// What holds for all tests.
 #[derive(Debug, Clone)]
 pub(super) struct Setting {
-    model: String,
-    device: String,
-    threads: Option<usize>,
+    pub(super) model: String,
+    /// What the file says it is called.
+    pub(super) name: Option<String>,
+    pub(super) device: String,
+    pub(super) description: String,
+    pub(super) threads: Option<usize>,
     /// The one in effect.
     pub(super) precision: Precision,
-    kv_type: String,
+    pub(super) kv_type: String,
     repetitions: u32,
     load_seconds: f64,
     /// How fast weights went to a device's memory, in bytes a second; `None` where none did.
@@ -80,7 +86,9 @@ impl Setting {
         let info = engine.backend().info();
         Self {
             model: model.display().to_string(),
+            name: None,
             device: info.name.clone(),
+            description: info.description.clone(),
             threads: info.threads,
             precision: stats::in_effect(engine.graph(), engine.precision()),
             kv_type: engine.memory().kv.kv_type.to_string(),
@@ -191,13 +199,17 @@ fn object(setting: &Setting, graph: &Graph, result: &Measured) -> Value {
     let rates = result.rates();
     let ceilings = setting.ceilings.as_ref();
     let parts = ceilings.map(|ceilings| fractions(ceilings, result));
+    let spread = |it: Spread| json!({ "median": it.median, "min": it.min, "max": it.max });
     let mut object = json!({
         "test": result.test.to_string(),
-        "tokens_per_second": { "median": rates.median, "min": rates.min, "max": rates.max },
+        "tokens": result.test.tokens(),
+        "tokens_per_second": spread(rates),
+        "seconds": spread(Spread::of(result.seconds.clone())),
         "fraction_of_bandwidth": parts.map(|(bandwidth, _)| bandwidth),
         "fraction_of_peak": parts.map(|(_, peak)| peak),
         "threads": setting.threads,
         "device": setting.device,
+        "device_description": setting.description,
         "model": console::one_line(&setting.model),
         "precision": setting.precision.to_string(),
         "kv_type": setting.kv_type,
@@ -209,6 +221,7 @@ fn object(setting: &Setting, graph: &Graph, result: &Measured) -> Value {
         "peak_rss_bytes": setting.peak_rss_bytes,
         "load_seconds": setting.load_seconds,
         "upload_bytes_per_second": setting.upload_rate,
+        "realm_version": env!("CARGO_PKG_VERSION"),
     });
     if result.node_seconds.iter().any(|&seconds| seconds > 0.0) {
         object["ops"] = ops::json(setting, graph, result);

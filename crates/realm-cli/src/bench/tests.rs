@@ -28,15 +28,15 @@ fn tiny(kind: &str) -> (tempfile::TempDir, PathBuf) {
 }
 
 /// What a bench of the tiny model found; the machine's limits are made up.
-fn measure(line: &[&str]) -> (Setting, Bench, Vec<measure::Measured>) {
+fn measure(line: &[&str]) -> (Setting, Bench, Vec<Measured>) {
     measure_file("q4_k_m", line)
 }
 
-fn measure_file(kind: &str, line: &[&str]) -> (Setting, Bench, Vec<measure::Measured>) {
+fn measure_file(kind: &str, line: &[&str]) -> (Setting, Bench, Vec<Measured>) {
     let (_folder, path) = tiny(kind);
     let args = parse(&[&["-m", path.to_str().unwrap()], line].concat());
     let plan = plan(&args).unwrap();
-    let model = Model::open(&path).unwrap();
+    let model = realm_runtime::Model::open(&path).unwrap();
     let mut device = args.engine.device.open().unwrap();
     let options = options(&args, &plan).unwrap();
     let engine = load::engine(&model, &mut device, &options).unwrap();
@@ -45,7 +45,8 @@ fn measure_file(kind: &str, line: &[&str]) -> (Setting, Bench, Vec<measure::Meas
     let ceilings = Ceilings::new(1e10, 1e11, "made up".into()).unwrap();
     setting.ceilings = Some(Ceilings { f32_ops_per_second: Some(2e10), ..ceilings });
     let mut bench = Bench::new(engine, model.vocabulary(), args.repetitions, options.times);
-    let results = plan.tests.iter().map(|test| bench.run(test).unwrap()).collect();
+    let progress = Progress::new(1);
+    let results = plan.tests.iter().map(|test| bench.run(test, &progress).unwrap()).collect();
     (setting, bench, results)
 }
 
@@ -203,4 +204,66 @@ fn senseless_tests_are_refused() {
     let args = parse(&["-m", "x", "-p", "512", "--ctx", "100"]);
     let error = options(&args, &plan(&args).unwrap()).unwrap_err().to_string();
     assert!(error.contains("512"), "{error}");
+}
+
+/// Texts of an SVG, and how often each element begins and ends.
+fn svg_texts(svg: &str) -> Vec<&str> {
+    for name in ["svg", "text", "title", "desc"] {
+        let begun = svg.matches(&format!("<{name}")).count();
+        assert_eq!(begun, svg.matches(&format!("</{name}>")).count(), "{name}");
+    }
+    let texts = svg.split("<text").skip(1).filter_map(|rest| rest.split_once('>'));
+    texts.filter_map(|(_, rest)| rest.split('<').next()).map(str::trim).collect()
+}
+
+#[test]
+fn pictures_show_roofs_ops_and_tests() {
+    let line = ["-p", "20", "-n", "4", "-r", "1", "--plot", "x.svg"];
+    let (mut setting, bench, results) = measure(&line);
+    setting.model = "folder/a<b&c>.gguf".into();
+    let path = Path::new("x.svg");
+    let draw = |setting: &Setting, results: &[Measured]| {
+        plot::svg(path, setting, bench.graph(), results).unwrap()
+    };
+    let svg = draw(&setting, &results);
+    assert!(
+        svg.starts_with("<svg role=\"img\"") && svg.contains("<title>Roofline of a&lt;b&amp;c")
+    );
+    let texts = svg_texts(&svg);
+    let has = |part: &str| texts.iter().any(|text| text.contains(part));
+    for part in [
+        "Roofline of a&lt;b&amp;c&gt;.gguf",
+        "1 threads · int8 products, KV cache f16 · 20",
+        "memory: 10.0 GB/s read",
+        "made up: 100 GFLOP/s",
+        "f32: 20.0 GFLOP/s",
+        "pp20: kinds of ops, and the whole prompt",
+        "tg4: kinds of ops, and the whole generation",
+        "all of pp20",
+        "all of tg4",
+        "ffn_gate + ffn_up",
+        "attn_q + attn_k + attn_v",
+        "attention",
+        "% of its roof",
+        "FLOP/byte",
+        "Not drawn",
+    ] {
+        assert!(has(part), "{part} in {texts:?}");
+    }
+    // Five kinds of ops and the whole, in both tests, with a name and figures each.
+    let rates = texts.iter().filter(|text| text.contains("FLOP/s, ")).count();
+    assert_eq!(rates, 2 * 7, "{texts:?}");
+    setting.ceilings = None;
+    let svg = draw(&setting, &results);
+    assert!(svg.contains("could not be measured") && !svg.contains("% of its"));
+}
+
+#[test]
+fn pictures_do_without_times_of_ops() {
+    let (setting, bench, results) = measure(&["-p", "20,30", "-n", "0", "-r", "1"]);
+    let path = Path::new("x.svg");
+    let svg = plot::svg(path, &setting, bench.graph(), &results).unwrap();
+    let texts = svg_texts(&svg);
+    assert!(texts.contains(&"all of pp30") && texts.contains(&"pp20: the whole prompt"));
+    assert!(!svg.contains("ffn_down") && !svg.contains("Not drawn"), "{texts:?}");
 }

@@ -1,7 +1,7 @@
 //! The same as JSON.
 
 use realm_gguf::{GgufFile, TensorInfo, Value};
-use realm_runtime::memory::DevicePlan;
+use realm_runtime::memory::{DevicePlan, MemoryPlan};
 use serde_json::{Map, Number, json};
 
 use super::Prospect;
@@ -26,24 +26,29 @@ pub(super) fn describe(
     });
     match prospect {
         Ok(Prospect { device, placement }) => {
-            let (info, plan) = (device.backend().info(), placement.memory());
-            object["memory"] = json!({
-                "device": info.name,
-                "device_bytes": plan.devices.last().and_then(|part| part.device_bytes),
-                "sequences": batch,
-                "context": plan.context,
-                "model_context": plan.model_context,
-                "kv_type": plan.kv.kv_type.to_string(),
-                "weight_bytes": plan.weight_bytes(),
-                "kv_bytes": plan.kv_bytes(),
-                "workspace_bytes": plan.workspace_bytes(),
-                "total_bytes": plan.total_bytes(),
-                "devices": plan.devices.iter().map(part).collect::<Vec<_>>(),
-            });
+            let info = device.backend().info();
+            object["memory"] = memory(placement.memory(), &info.name, batch);
         }
         Err(error) => object["problem"] = error.to_string().into(),
     }
     object
+}
+
+/// What a model takes on `device`, and where it is split on the CPU.
+pub(crate) fn memory(plan: &MemoryPlan, device: &str, sequences: u16) -> serde_json::Value {
+    json!({
+        "device": device,
+        "device_bytes": plan.devices.last().and_then(|part| part.device_bytes),
+        "sequences": sequences,
+        "context": plan.context,
+        "model_context": plan.model_context,
+        "kv_type": plan.kv.kv_type.to_string(),
+        "weight_bytes": plan.weight_bytes(),
+        "kv_bytes": plan.kv_bytes(),
+        "workspace_bytes": plan.workspace_bytes(),
+        "total_bytes": plan.total_bytes(),
+        "devices": plan.devices.iter().map(part).collect::<Vec<_>>(),
+    })
 }
 
 /// What a part of the model takes on its device.

@@ -1,6 +1,6 @@
 //! `realm inspect`: what a file holds and what running it will take, before anything is loaded.
 
-mod json;
+pub(crate) mod json;
 
 use std::{
     collections::BTreeMap,
@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::error::ErrorKind;
+use clap::{ValueHint, error::ErrorKind};
 use realm_core::{Graph, fuse};
 use realm_gguf::{GgufFile, TensorInfo};
 use realm_runtime::{Model, Placement, device::Device, memory::human};
@@ -36,9 +36,9 @@ pub(crate) struct InspectArgs {
     batch: u16,
     /// Write the graph that would run, its ops fused, as a Mermaid flowchart; with - to stdout, in
     /// place of the description
-    #[arg(long, value_name = "OUT.mmd")]
+    #[arg(long, value_name = "OUT.mmd", value_hint = ValueHint::FilePath)]
     graph: Option<PathBuf>,
-    /// Print JSON
+    /// Print a JSON object instead
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -58,14 +58,14 @@ pub(crate) fn run(args: &InspectArgs) -> Result<()> {
         let problem = "--graph - and --json both write to stdout; name a file for the graph";
         return Err(args::usage("inspect", ErrorKind::ArgumentConflict, problem));
     }
-    let file = GgufFile::open(&args.model.model)?;
+    let file = args.model.file()?;
     let device = args.engine.device.open()?;
     let prospect = prospect(&file, args, device);
     if let Some(path) = &args.graph {
         let graph = match &prospect {
             Ok(prospect) => prospect.placement.graph().to_mermaid(),
             // The graph is there even if its weights do not fit.
-            Err(_) => fused(&Model::open(&args.model.model)?).to_mermaid(),
+            Err(_) => fused(&args.model.open()?).to_mermaid(),
         };
         if to_stdout {
             let mut out = Output::new();
@@ -106,7 +106,7 @@ fn prospect(file: &GgufFile, args: &InspectArgs, mut device: Device) -> Result<P
         let path = file.path().display();
         return Err(CliError::Input(format!("{path}: no tensors, so nothing to run")));
     }
-    let model = Model::open(&args.model.model)?;
+    let model = args.model.open()?;
     let mut options = args.engine.options();
     options.sequences = args.batch.into();
     let placement = device.place(&model, &options)?;
@@ -241,7 +241,7 @@ fn width<'a>(texts: impl Iterator<Item = &'a str>) -> usize {
 }
 
 /// A number of weights as people say it.
-fn count(number: u64) -> String {
+pub(crate) fn count(number: u64) -> String {
     let value = number as f64;
     match value {
         1e9.. => format!("{:.2} B", value / 1e9),

@@ -36,7 +36,7 @@ pub(crate) struct SynthArgs {
     #[arg(value_parser = shapes())]
     shape: Shape,
     /// The file to write
-    #[arg(value_name = "OUT")]
+    #[arg(value_name = "OUT", value_hint = clap::ValueHint::FilePath)]
     out: PathBuf,
     /// How weights are stored: a type for every matrix, or a mix in which each tensor gets the type
     /// that llama.cpp's quantizer chooses for it

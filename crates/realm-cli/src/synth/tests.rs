@@ -52,6 +52,7 @@ fn every_type_runs() {
             max_tokens: 4,
             sampling: SamplingParams::GREEDY,
             stop_tokens: vec![],
+            logprobs: None,
         };
         engine.submit(request).unwrap();
         let mut tokens = Vec::new();

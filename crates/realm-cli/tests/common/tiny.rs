@@ -35,7 +35,13 @@ pub(crate) struct Tiny {
     pub(crate) metadata: Vec<(String, Value)>,
     pub(crate) tensors: Vec<(String, Vec<usize>)>,
     chain: Vec<u32>,
+    /// The second token of the chain follows the last one.
+    repeats: bool,
 }
+
+/// A chat template that writes roles and contents and has the model answer.
+pub(crate) const TEMPLATE: &str = "{% for m in messages %}[{{ m['role'] }}: {{ m['content'] }}]\
+     {% endfor %}{% if add_generation_prompt %} a{% endif %}";
 
 impl Tiny {
     /// A file that answers the prompt `a` with the bytes of `text`, then ends.
@@ -46,6 +52,21 @@ impl Tiny {
         Self::of(chain)
     }
 
+    /// A file that says the bytes of `text` over and over, and has room for `context` tokens.
+    pub(crate) fn repeating(text: &str, context: u32) -> Self {
+        let mut tiny = Self::saying(text);
+        tiny.chain.pop();
+        tiny.repeats = true;
+        tiny.set("llama.context_length", context);
+        tiny
+    }
+
+    /// Gives the file a chat template, after which it says what it says.
+    pub(crate) fn chatting(mut self) -> Self {
+        self.set("tokenizer.chat_template", TEMPLATE);
+        self
+    }
+
     /// A file in which each token of `chain` follows the one before it; no token stands twice.
     pub(crate) fn of(chain: Vec<u32>) -> Self {
         assert!(chain.len() <= HIDDEN);
@@ -53,7 +74,7 @@ impl Tiny {
         sorted.sort_unstable();
         sorted.dedup();
         assert_eq!(sorted.len(), chain.len(), "a token stands twice");
-        let mut tiny = Self { metadata: Vec::new(), tensors: Vec::new(), chain };
+        let mut tiny = Self { metadata: Vec::new(), tensors: Vec::new(), chain, repeats: false };
         tiny.set("general.architecture", "llama");
         for (key, value) in [
             ("block_count", 1u32),
@@ -155,7 +176,14 @@ impl Tiny {
         };
         match name {
             "token_embd.weight" => units(0, 1.0),
-            "output.weight" => units(1, 10.0),
+            "output.weight" => {
+                units(1, 10.0);
+                let again = self.chain.get(1).filter(|_| self.repeats);
+                let again = again.map(|&token| token as usize * HIDDEN + self.chain.len() - 1);
+                if let Some(value) = again.and_then(|at| values.get_mut(at)) {
+                    *value = 10.0;
+                }
+            }
             _ if name.ends_with("norm.weight") => values.fill(1.0),
             _ => {}
         }

@@ -1,0 +1,127 @@
+//! Ctrl-C and the signals that end a process: the one place that handles them.
+//!
+//! Ctrl-C ends the process at once, with the code that shells give that signal, unless a generation is
+//! under way: then the first one is left to [`Generation`], and the second one ends the process. Before
+//! the process ends, the temporary files of [`output`](crate::output) are removed.
+
+use std::sync::{
+    Once,
+    atomic::{AtomicBool, Ordering::SeqCst},
+};
+
+/// Exit code of a process that Ctrl-C ended: 128 and the signal's number, as shells have it.
+pub(crate) const EXIT_CODE: u8 = 130;
+
+/// Whether the next Ctrl-C ends the process.
+static ENDS: AtomicBool = AtomicBool::new(true);
+/// Whether Ctrl-C came since the generation began.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// A generation that Ctrl-C ends cleanly while this lives.
+pub(crate) struct Generation(());
+
+impl Generation {
+    /// Begins one.
+    pub(crate) fn begin() -> Self {
+        handle();
+        let new = Self(());
+        new.reset();
+        new
+    }
+
+    /// Forgets a Ctrl-C that came before.
+    pub(crate) fn reset(&self) {
+        INTERRUPTED.store(false, SeqCst);
+        ENDS.store(false, SeqCst);
+    }
+
+    /// Whether the user wants it to end.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        INTERRUPTED.load(SeqCst)
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        ENDS.store(true, SeqCst);
+    }
+}
+
+/// Starts to handle signals. Where the system refuses, a signal ends the process as it always does:
+/// files may stay behind, which is no reason not to begin.
+pub(crate) fn handle() {
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(system::handle);
+}
+
+#[cfg(unix)]
+mod system {
+    use signal_hook::{
+        consts::{SIGHUP, SIGINT, SIGTERM},
+        iterator::Signals,
+    };
+
+    use super::{ENDS, INTERRUPTED, SeqCst};
+    use crate::output;
+
+    /// Takes note of Ctrl-C; `false` where it is to end the process.
+    pub(super) fn note_interrupt() -> bool {
+        INTERRUPTED.store(true, SeqCst);
+        !ENDS.swap(true, SeqCst)
+    }
+
+    pub(super) fn handle() {
+        // A hangup that is ignored, as `nohup` arranges, is to be survived.
+        let hangup = (!hangups_are_ignored()).then_some(SIGHUP);
+        let signals = Signals::new([SIGINT, SIGTERM].into_iter().chain(hangup));
+        let Ok(mut signals) = signals else { return };
+        std::thread::spawn(move || {
+            for signal in signals.forever() {
+                if signal != SIGINT || !note_interrupt() {
+                    output::exit(128 + signal);
+                }
+            }
+        });
+    }
+
+    /// Whether hangups (signal 1) are ignored, as far as the system tells.
+    fn hangups_are_ignored() -> bool {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .is_some_and(|mask| mask & 1 == 1)
+    }
+}
+
+/// Elsewhere there is Ctrl-C alone, and temporary files stay behind where it ends the process.
+#[cfg(not(unix))]
+mod system {
+    use signal_hook::{consts::SIGINT, flag};
+
+    use super::{ENDS, EXIT_CODE, INTERRUPTED};
+
+    pub(super) fn handle() {
+        // In this order: the second one finds what the first one set.
+        _ = flag::register_conditional_shutdown(SIGINT, EXIT_CODE.into(), &ENDS)
+            .and_then(|_| flag::register(SIGINT, &INTERRUPTED))
+            .and_then(|_| flag::register(SIGINT, &ENDS));
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::{system::note_interrupt, *};
+
+    #[test]
+    fn the_first_interrupt_ends_a_generation_and_the_second_the_process() {
+        assert!(!note_interrupt());
+        let generation = Generation::begin();
+        assert!(!generation.is_interrupted());
+        assert!(note_interrupt());
+        assert!(generation.is_interrupted());
+        assert!(!note_interrupt());
+        drop(generation);
+        assert!(!note_interrupt());
+        assert!(!Generation::begin().is_interrupted());
+    }
+}
