@@ -91,13 +91,15 @@ pub(crate) fn drive(
     })?;
     let first = start.elapsed();
     let (mut tokens, mut end) = (0, End::Interrupted);
-    while let Some(found) = piece {
+    while let Some(mut found) = piece {
         tokens += 1;
-        take(&found)?;
         if let Some(finish) = found.finish {
             end = End::Finished(finish);
+        } else if generation.is_interrupted() {
+            found.text += &stream.stop();
         }
-        if generation.is_interrupted() {
+        take(&found)?;
+        if stream.is_done() {
             break;
         }
         piece = stream.next().transpose().map_err(&of_model)?;

@@ -159,6 +159,12 @@ fn limits(options: &EngineOptions) -> Limits {
     Limits { tokens: options.step_tokens.max(sequences), outputs: sequences, sequences }
 }
 
+/// KV blocks that fit all devices; of those where not even one does, the first.
+fn fitting(needs: &[Need]) -> Result<Option<usize>, &Need> {
+    let blocks = needs.iter().map(|need| need.fitting().ok_or(need));
+    blocks.collect::<Result<Vec<_>, _>>().map(|blocks| blocks.into_iter().min())
+}
+
 /// Blocks of the cache: what was asked for, or a whole context for each sequence.
 fn pool_blocks(context: usize, block_tokens: usize, options: &EngineOptions) -> usize {
     let blocks = match options.kv_tokens {
@@ -217,12 +223,9 @@ impl MemoryPlan {
         let error = |problem: String| {
             RuntimeError::Memory(format!("{}: {problem}", model.file().path().display()))
         };
-        let mut fitting = usize::MAX;
-        for need in &needs {
-            let blocks = need.fitting();
-            fitting =
-                fitting.min(blocks.ok_or_else(|| error(need.said(1) + "; use a smaller file"))?);
-        }
+        let fitting = fitting(&needs)
+            .map_err(|tight| error(tight.said(1) + "; use a smaller file"))?
+            .unwrap_or(usize::MAX);
         let block_tokens = kv.block_tokens;
         let too_much = |blocks: usize, what: String, advice: String| {
             let tight = needs.iter().find(|need| !need.fits(blocks));

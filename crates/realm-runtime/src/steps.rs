@@ -234,8 +234,8 @@ impl Engine {
         errors
     }
 
-    /// Waits for the step started ahead and forgets it: it took a token that does not exist, so that
-    /// its results mean nothing. Its other sequences compute their rows again.
+    /// Waits for the step started ahead and forgets it: what it went on from does not exist, so that
+    /// its results mean nothing. Its sequences compute their rows again.
     fn drop_next(&mut self) {
         let Some(UnderWay { step, rows, held }) = self.under_way.take() else { return };
         // Where it failed, the device does so again in the step that takes its place.
@@ -333,11 +333,9 @@ impl Engine {
     /// After a step that failed: its sequences, and those of the step started after it, are as they
     /// were before.
     fn take_back(&mut self, failed: &[Rows]) {
-        let after = self.under_way.take();
-        let (rows, held) = after.map_or((Vec::new(), Vec::new()), |step| (step.rows, step.held));
-        self.rewind(&rows);
+        // Waited for, so that nothing is under way when the cache's blocks are moved next.
+        self.drop_next();
         self.rewind(failed);
-        self.free(held);
     }
 
     /// Rows are to be computed again.

@@ -111,6 +111,21 @@ fn a_stream_that_is_dropped_ends_its_sequence() {
 }
 
 #[test]
+fn a_stream_that_is_stopped_gives_what_it_held_back() {
+    let mut llm = llm();
+    let whole = pieces(&mut llm, PROMPT, &greedy(6));
+    // Begins with all of the text so far, which therefore is held back.
+    let stop = vec![text(&whole[..5]) + "\u{1F999}"];
+    let mut stream = llm.generate(PROMPT, &GenerateOptions { stop, ..greedy(40) }).unwrap();
+    let early: Vec<Piece> = stream.by_ref().take(4).collect::<Result<_, _>>().unwrap();
+    assert!(text(&early).is_empty());
+    assert_eq!(stream.stop(), text(&whole[..4]));
+    assert!(stream.next().is_none() && stream.stop().is_empty());
+    drop(stream);
+    assert!(llm.engine().is_idle());
+}
+
+#[test]
 fn a_conversation_is_written_as_its_template_says() {
     let mut llm = llm();
     let messages = [

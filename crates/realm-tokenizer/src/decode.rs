@@ -33,7 +33,7 @@ impl Pieces {
                     None => bytes.extend(text.bytes()),
                 },
                 (Role::Text, Kind::Llama | Kind::Bert) => {
-                    bytes.extend(text.replace(SPACE, " ").bytes())
+                    bytes.extend(text.replace(SPACE, " ").bytes());
                 }
                 (Role::Text, Kind::Gpt2) => {
                     for c in text.chars() {

@@ -10,6 +10,8 @@
 //! tables: characters that are younger are none of these.
 
 mod patterns;
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
@@ -91,7 +93,11 @@ impl PreTokenizer {
         let entry = ENTRIES.iter().find(|entry| entry.names.contains(&name)).ok_or_else(|| {
             TokenizerError::UnsupportedPreTokenizer {
                 pre: shown(name),
-                supported: ENTRIES.iter().map(|entry| entry.names[0]).collect::<Vec<_>>().join(", "),
+                supported: ENTRIES
+                    .iter()
+                    .map(|entry| entry.names[0])
+                    .collect::<Vec<_>>()
+                    .join(", "),
             }
         })?;
         Ok(Self {
@@ -123,94 +129,4 @@ impl PreTokenizer {
 /// The names of all supported pre-tokenizers.
 pub(crate) fn names() -> Vec<&'static str> {
     ENTRIES.iter().flat_map(|entry| entry.names).copied().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn words<'t>(pre: &str, text: &'t str) -> Vec<&'t str> {
-        let pre = PreTokenizer::new(Some(pre)).unwrap();
-        pre.split(text).into_iter().map(|range| &text[range]).collect()
-    }
-
-    #[test]
-    fn gpt2_words() {
-        let cases: &[(&str, &[&str])] = &[
-            ("Hello world", &["Hello", " world"]),
-            ("  two", &[" ", " two"]),
-            ("a\n\nb", &["a", "\n", "\n", "b"]),
-            ("a \n", &["a", " \n"]),
-            ("it's IT'S", &["it", "'s", " IT", "'", "S"]),
-            ("x1234 ²", &["x", "1234", " ²"]),
-            ("a!?! b", &["a", "!?!", " b"]),
-            ("\u{a0}x", &["\u{a0}", "x"]),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(&words("gpt-2", text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn llama3_words() {
-        let cases: &[(&str, &[&str])] = &[
-            ("  two", &[" ", " two"]),
-            ("a  \n \n  b", &["a", "  \n \n", " ", " b"]),
-            ("IT'S it'LL", &["IT", "'S", " it", "'LL"]),
-            ("'ſa", &["'ſa"]),
-            ("1234567", &["123", "456", "7"]),
-            ("(word) !\r\nx", &["(word", ")", " !\r\n", "x"]),
-            ("\tx", &["\tx"]),
-            ("x \t", &["x", " \t"]),
-            // A letter since Unicode 15.1, and one since 16.0.
-            ("\u{2EBF0}a", &["\u{2EBF0}a"]),
-            ("\u{13A22}\u{13A22}'s", &["\u{13A22}\u{13A22}'", "s"]),
-            ("x\u{2003}\u{2003}1", &["x", "\u{2003}", "\u{2003}", "1"]),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(&words("llama-bpe", text), expected, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn default_words() {
-        let cases: &[(&str, &[&str])] = &[
-            ("a, b", &["a", ",", " b"]),
-            ("12345", &["123", "45"]),
-            (" 1234567", &[" ", "123", "456", "7"]),
-            ("x  ...y", &["x", "  ", "...", "y"]),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(&words("default", text), expected, "{text:?}");
-        }
-        assert_eq!(words("", "a, 1"), words("default", "a, 1"));
-    }
-
-    #[test]
-    fn unknown_name_is_refused_with_the_supported_ones() {
-        let error = PreTokenizer::new(Some("qwen99")).unwrap_err().to_string();
-        assert!(error.contains("'qwen99'") && error.contains("llama-bpe"), "{error}");
-    }
-}
-
-#[cfg(test)]
-mod scratch_oracle {
-    use super::*;
-    #[test]
-    fn split_file() {
-        let Ok(dir) = std::env::var("SPLIT_DIR") else { return };
-        let input = std::fs::read_to_string(format!("{dir}/in")).unwrap();
-        for entry in ENTRIES {
-            let name = entry.names[0];
-            let pre = PreTokenizer::new(Some(name)).unwrap();
-            let mut out = String::new();
-            for text in input.split_terminator('\x01') {
-                for range in pre.split(text) {
-                    out += &format!("{} ", text[range].len());
-                }
-                out.push('\n');
-            }
-            std::fs::write(format!("{dir}/ours.{name}"), out).unwrap();
-        }
-    }
 }

@@ -71,6 +71,26 @@ fn llama3_rope() {
 }
 
 #[test]
+fn olmo2() {
+    check("olmo2", true);
+}
+
+#[test]
+fn qwen2() {
+    check("qwen2", true);
+}
+
+#[test]
+fn qwen3() {
+    check("qwen3", true);
+}
+
+#[test]
+fn starcoder2() {
+    check("starcoder2", true);
+}
+
+#[test]
 fn gpt_neox() {
     check("gpt_neox", true);
 }
@@ -81,7 +101,11 @@ fn spm_by_the_definition() {
     let Some(root) = common::reference() else { return };
     let book = std::fs::read_to_string(root.join("corpus/shakespeare-complete.txt")).unwrap();
     let letters: Vec<char> = book.chars().skip(7_000).take(40_000).collect();
-    for file in ["models/llama/model-f32.gguf", "vocab/ggml-vocab-llama-spm.gguf"] {
+    for file in [
+        "models/llama/model-f32.gguf",
+        "models/gemma2/model-f32.gguf",
+        "vocab/ggml-vocab-llama-spm.gguf",
+    ] {
         let vocab = common::vocab(&root.join(file));
         let ours = Tokenizer::new(vocab.clone()).unwrap();
         for piece in letters.chunks(331) {

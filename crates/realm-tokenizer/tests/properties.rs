@@ -4,7 +4,7 @@ mod common;
 
 use std::{
     sync::{Arc, LazyLock},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use common::small;
@@ -251,27 +251,17 @@ fn long_texts_take_no_quadratic_time() {
     assert!(start.elapsed().as_secs() < 100, "{:?}", start.elapsed());
 }
 
-/// A prompt of a megabyte, for one of each kind of code: ten times the length may take some ten
-/// times the time.
+/// One of each kind of code, on texts of a megabyte: a second each without optimisation, where a
+/// quadratic one would take 10¹² steps.
 #[test]
-fn a_megabyte_takes_ten_times_as_long_as_a_tenth_of_it() {
+fn a_megabyte_takes_no_quadratic_time() {
     let bert = word_piece();
-    let of_each = [&tokenizers()[0], &tokenizers()[1], &tokenizers()[16], bert];
-    for (index, tokenizer) in of_each.into_iter().enumerate() {
-        for (short, long) in long_texts(100_000).zip(long_texts(1_000_000)) {
-            let time = |text: &str| {
-                let start = Instant::now();
-                let ids = tokenizer.encode(text, MARKUP).unwrap();
-                (start.elapsed(), ids)
-            };
-            let (first, _) = time(&short);
-            let (second, _) = time(&long);
-            let limit = first * 40 + Duration::from_millis(500);
-            assert!(
-                second < limit,
-                "{index}: {:?}… {first:?} {second:?}",
-                &long[..6.min(long.len())]
-            );
+    for tokenizer in [&tokenizers()[0], &tokenizers()[1], &tokenizers()[16], bert] {
+        for text in long_texts(1_000_000) {
+            let start = Instant::now();
+            let ids = tokenizer.encode(&text, MARKUP).unwrap();
+            tokenizer.decode(&ids, DecodeOptions::default()).unwrap();
+            assert!(start.elapsed().as_secs() < 60, "{:?} {:?}", start.elapsed(), text.get(..8));
         }
     }
 }

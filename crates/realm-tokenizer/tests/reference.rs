@@ -119,8 +119,12 @@ fn gpt_2() {
 /// Texts with markup, `add_special` and `parse_special` being true; the ids were recorded from
 /// llama.cpp 0c1e57098.
 fn check_markup(name: &str, change: impl FnOnce(&mut Vocab), cases: &[(&str, &[u32])]) {
+    check_file(&format!("vocab/ggml-vocab-{name}"), change, cases);
+}
+
+fn check_file(name: &str, change: impl FnOnce(&mut Vocab), cases: &[(&str, &[u32])]) {
     let Some(root) = common::reference() else { return };
-    let mut vocab = common::vocab(&root.join(format!("vocab/ggml-vocab-{name}.gguf")));
+    let mut vocab = common::vocab(&root.join(format!("{name}.gguf")));
     change(&mut vocab);
     let tokenizer = Tokenizer::new(vocab).unwrap();
     for (text, expected) in cases {
@@ -259,6 +263,21 @@ fn bert_bge_markup() {
             (odd, &ids),
         ],
     );
+}
+
+/// No space in front of a text; markup that the file calls normal is text.
+#[test]
+fn gemma_markup() {
+    let prompt = "<start_of_turn>user\nHi  there<end_of_turn>\n<start_of_turn>model\n";
+    let ids = [
+        2, 68, 301, 452, 103, 582, 596, 103, 581, 367, 587, 70, 394, 280, 6, 619, 588, 579, 507, 5,
+        6, 68, 301, 452, 103, 582, 596, 103, 581, 367, 587, 70, 592, 540, 556, 6,
+    ];
+    let spaces = [2, 579, 266, 579, 579, 276, 7, 17, 597, 579];
+    for model in ["gemma2", "gemma3"] {
+        let file = format!("models/{model}/model-f32");
+        check_file(&file, |_| {}, &[(prompt, &ids), ("  a   b\n\n\tc ", &spaces), ("", &[2])]);
+    }
 }
 
 /// What a file that names no pre-tokenizer gets.

@@ -62,7 +62,7 @@ pub(crate) struct Scheduler {
     running: BTreeMap<SequenceId, Sequence>,
     /// Those that made room for others.
     preempted: BTreeMap<SequenceId, Sequence>,
-    /// Most rows of a step.
+    /// Most rows of a step, at least as many as sequences.
     tokens: usize,
     /// Most sequences of a step.
     sequences: usize,
@@ -184,21 +184,19 @@ impl Scheduler {
     /// Rows of the running sequences in the order of arrival, whatever blocks they need.
     fn rows(&self, left: &mut usize) -> Vec<Share> {
         let mut shares = Vec::with_capacity(self.running.len());
-        let single = |sequence: &Sequence| sequence.role() == Role::Decode && sequence.due() == 1;
-        *left -= self.running.values().filter(|sequence| single(sequence)).count().min(*left);
+        let single = |share: &Share| share.role == Role::Decode && share.rows == 1;
         for sequence in self.running.values() {
-            let rows = match single(sequence) {
-                true => 1,
-                false => sequence.due().min(*left),
-            };
-            if rows == 0 {
-                continue;
+            let (rows, role) = (sequence.due(), sequence.role());
+            if rows > 0 {
+                shares.push(Share { sequence: sequence.id, rows, role });
             }
-            if !single(sequence) {
-                *left -= rows;
-            }
-            shares.push(Share { sequence: sequence.id, rows, role: sequence.role() });
         }
+        *left -= shares.iter().filter(|share| single(share)).count();
+        for share in shares.iter_mut().filter(|share| !single(share)) {
+            share.rows = share.rows.min(*left);
+            *left -= share.rows;
+        }
+        shares.retain(|share| share.rows > 0);
         shares
     }
 }

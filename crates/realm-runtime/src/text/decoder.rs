@@ -42,10 +42,14 @@ impl TextDecoder {
         let text = self.stream.as_mut().map(DecodeStream::finish);
         self.held.push_str(text.unwrap_or_default());
         let mut text = self.take_certain();
-        if !self.stopped {
-            text.push_str(&std::mem::take(&mut self.held));
-        }
+        text.push_str(&self.take_held());
         text
+    }
+
+    /// What is held back, where the text ends before the model or its user meant it to; half a character
+    /// is left out.
+    pub fn take_held(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     fn take_certain(&mut self) -> String {

@@ -104,6 +104,12 @@ impl<'a> TextStream<'a> {
         self.done
     }
 
+    /// Ends the generation before its end, and gives the text that was held back.
+    pub fn stop(&mut self) -> String {
+        self.end();
+        self.decoder.take_held()
+    }
+
     fn piece(&mut self, event: Event) -> Piece {
         let Event { token, finish, logprobs, .. } = event;
         // A token that ends the text is no part of it.

@@ -6,7 +6,7 @@ use minijinja::{Environment, Error, Output, State, Value};
 use super::methods::{self, strip};
 use super::python::{self, JsonStyle};
 use super::values::{BYTES_PER_FUEL, invalid, is_map, own};
-use super::{guard, values};
+use super::{operands, values};
 
 /// The most spaces that a level of JSON may be indented by.
 const WIDEST_INDENT: usize = 32;
@@ -15,11 +15,12 @@ const LONGEST_FORMAT: usize = 256;
 
 /// Puts everything into an environment.
 pub(super) fn install(env: &mut Environment<'static>) {
-    env.add_filter(guard::ANY, any);
-    env.add_filter(guard::FACTOR, factor);
-    env.add_filter(guard::TEXT, text);
-    env.add_filter(guard::STORED, stored);
-    env.add_filter(guard::ITERATED, iterated);
+    env.add_filter(operands::ANY, any);
+    env.add_filter(operands::FACTOR, factor);
+    env.add_filter(operands::TEXT, text);
+    env.add_filter(operands::STORED, stored);
+    env.add_filter(operands::ITERATED, iterated);
+    env.add_filter(operands::BOUND, bound);
     env.add_filter("string", text);
     env.add_filter("tojson", tojson);
     env.add_filter("join", join);
@@ -32,7 +33,7 @@ pub(super) fn install(env: &mut Environment<'static>) {
     env.add_filter("e", escape);
     env.add_filter("escape", escape);
     env.add_test("string", |value: &Value| value.as_str().is_some());
-    env.add_test("mapping", |value: &Value| value.as_object().is_some_and(|object| is_map(object)));
+    env.add_test("mapping", |value: &Value| value.as_object().is_some_and(is_map));
     env.add_test("sequence", is_sequence);
     env.add_test("iterable", is_iterable);
     env.add_test("callable", is_callable);
@@ -97,6 +98,15 @@ fn stored(state: &State, value: &Value) -> Result<Value, Error> {
     // A list of the value refuses what a namespace must not hold.
     values::List::new(vec![value.clone()], false)?;
     Ok(value)
+}
+
+/// The bound of a slice: minijinja negates steps, which the least number does not survive.
+fn bound(value: &Value) -> Value {
+    const FAR: i128 = 1 << 40;
+    match i128::try_from(value.clone()) {
+        Ok(number) if value.is_integer() => Value::from(number.clamp(-FAR, FAR) as i64),
+        _ => value.clone(),
+    }
 }
 
 fn iterated(state: &State, value: &Value) -> Result<Value, Error> {
@@ -259,7 +269,7 @@ fn escape(state: &State, value: &Value) -> Result<Value, Error> {
 fn is_sequence(value: &Value) -> bool {
     let kind = value.kind();
     matches!(kind, ValueKind::Undefined | ValueKind::String | ValueKind::Seq)
-        || value.as_object().is_some_and(|object| is_map(object))
+        || value.as_object().is_some_and(is_map)
 }
 
 fn is_iterable(value: &Value) -> bool {
@@ -284,7 +294,10 @@ fn range(state: &State, first: i64, end: Option<i64>, step: Option<i64>) -> Resu
     let step_size = i128::from(step.unsigned_abs());
     let len = u64::try_from((distance.max(0) + step_size - 1) / step_size).unwrap_or(u64::MAX);
     state.consume_fuel(len)?;
-    let items = (0..len as i64).map(|index| Value::from(start + index * step)).collect();
+    // The product may leave 64 bits, but the sum is back within them.
+    let items = (0..len as i64)
+        .map(|index| Value::from(start.wrapping_add(index.wrapping_mul(step))))
+        .collect();
     Ok(Value::from_object(values::List::new(items, false)?))
 }
 

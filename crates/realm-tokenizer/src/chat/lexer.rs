@@ -174,3 +174,59 @@ fn number(rest: &str) -> usize {
     }
     at
 }
+
+/// A string literal with its escapes as minijinja reads them; `None` for a broken escape.
+///
+/// An unknown escape stands for itself, backslash included, as in Python. Newlines stay what they
+/// are, plain or escaped, so that lines keep their numbers. `\\N{…}` is not known.
+pub(super) fn rewritten(literal: &str) -> Option<String> {
+    let mut out = String::with_capacity(literal.len());
+    let mut chars = literal.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c != '\\' {
+            out.push(c);
+            continue;
+        }
+        let escape = chars.next()?;
+        let mut code = 0;
+        match escape {
+            'x' | 'u' | 'U' => {
+                for _ in 0..match escape {
+                    'x' => 2,
+                    'u' => 4,
+                    _ => 8,
+                } {
+                    code = code * 16 + chars.next()?.to_digit(16)?;
+                }
+            }
+            '0'..='7' => {
+                code = escape.to_digit(8)?;
+                for _ in 0..2 {
+                    let Some(digit) = chars.peek().and_then(|c| c.to_digit(8)) else { break };
+                    code = code * 8 + digit;
+                    chars.next();
+                }
+            }
+            'a' => code = 0x07,
+            'b' => code = 0x08,
+            'f' => code = 0x0c,
+            'v' => code = 0x0b,
+            '\n' => continue,
+            '\\' | '\'' | '"' | 'n' | 'r' | 't' => {
+                out.extend(['\\', escape]);
+                continue;
+            }
+            _ => {
+                out.extend(['\\', '\\', escape]);
+                continue;
+            }
+        }
+        // Half of a surrogate pair is no character of its own.
+        match char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER) {
+            c @ ('\\' | '\'' | '"') => out.extend(['\\', c]),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+    Some(out)
+}

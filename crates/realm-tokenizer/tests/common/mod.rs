@@ -67,8 +67,9 @@ pub(crate) fn naive_spm(vocab: &Vocab, text: &str) -> Vec<u32> {
     let ids: HashMap<&str, usize> =
         vocab.tokens.iter().enumerate().map(|(id, text)| (text.as_str(), id)).collect();
     let id = |text: &str| ids.get(text).copied();
-    let mut parts: Vec<String> =
-        format!(" {text}").replace(' ', "▁").chars().map(String::from).collect();
+    let prefix = if vocab.add_space_prefix.unwrap_or(true) { "▁" } else { "" };
+    let text = prefix.to_owned() + &text.replace(' ', "▁");
+    let mut parts: Vec<String> = text.chars().map(String::from).collect();
     loop {
         let mut best: Option<(usize, f32)> = None;
         for at in 1..parts.len() {
