@@ -21,16 +21,20 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  Continue a text with a model from a GGUF file:
+  Continue a text with the small model that is built in, or with one from a GGUF file:
+      realm run \"Shall I compare thee\"
       realm run -m model.gguf \"The sea was calm that night, and\"
+
+  Talk with it:
+      realm chat -m model.gguf
 
   See what is in a file and how much memory it will take:
       realm inspect -m model.gguf --ctx 8192
 
-  See which devices can be used, and why others cannot:
-      realm devices
+  See where it would run, and what keeps it off a GPU:
+      realm doctor -m model.gguf
 
-  No model at hand? Write one with random weights and measure it:
+  Measure speed without a large model at hand, with random weights:
       realm synth tinyllama-1.1b --type q4_k_m t.gguf
       realm bench -m t.gguf
 
@@ -38,8 +42,8 @@ Examples:
 
 /// Runs quantized language models: one file, one program, any device.
 ///
-/// Realm reads a model from a GGUF file and continues text with it. Generated text goes to stdout,
-/// figures and messages to stderr, so that it can stand in a pipe.
+/// Realm continues texts and talks, with a model from a GGUF file or the small one that is built in.
+/// Generated text goes to stdout, figures and messages to stderr, so that it can stand in a pipe.
 #[derive(Debug, Parser)]
 #[command(name = "realm", version, arg_required_else_help = true, after_long_help = EXAMPLES)]
 pub(crate) struct Cli {

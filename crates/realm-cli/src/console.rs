@@ -173,24 +173,7 @@ fn read_text(stdin: impl Read, most: u64) -> Result<String> {
 
 /// Does `work`; where that takes over a second and a person watches, shows that it goes on.
 pub(crate) fn with_spinner<T>(message: String, work: impl FnOnce() -> T) -> T {
-    if !io::stderr().is_terminal() {
-        return work();
-    }
-    let (done, wait) = mpsc::channel::<()>();
-    std::thread::scope(|scope| {
-        scope.spawn(move || {
-            if wait.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
-                let bar = ProgressBar::new_spinner().with_message(message);
-                bar.enable_steady_tick(Duration::from_millis(100));
-                // Returns when the sender is gone.
-                _ = wait.recv();
-                bar.finish_and_clear();
-            }
-        });
-        let result = work();
-        drop(done);
-        result
-    })
+    with_bar(message, "{spinner} {msg}", |_| work())
 }
 
 /// How far some work is, for its progress bar.
@@ -236,6 +219,7 @@ fn with_bar<T>(message: String, template: &str, work: impl FnOnce(&Bar) -> T) ->
             while wait.recv_timeout(Duration::from_millis(100)) == Err(RecvTimeoutError::Timeout) {
                 bar.set_length(state.total.load(Relaxed));
                 bar.set_position(state.done.load(Relaxed));
+                bar.tick();
             }
             bar.finish_and_clear();
         });

@@ -2,7 +2,8 @@
 //!
 //! Ctrl-C ends the process at once, with the code that shells give that signal, unless a generation is
 //! under way: then the first one is left to [`Generation`], and the second one ends the process. Before
-//! the process ends, the temporary files of [`output`](crate::output) are removed.
+//! the process ends, the temporary files of [`output`](crate::output) are removed, and a terminal on
+//! which a line is edited gets back its settings.
 
 use std::sync::{
     Once,
@@ -47,6 +48,12 @@ impl Drop for Generation {
     }
 }
 
+/// Does `edit`, which edits a line at the terminal and takes Ctrl-C itself; a signal that ends the process
+/// meanwhile does so when `edit` has given the terminal back.
+pub(crate) fn while_editing<T>(edit: impl FnOnce() -> T) -> T {
+    system::while_editing(edit)
+}
+
 /// Starts to handle signals. Where the system refuses, a signal ends the process as it always does:
 /// files may stay behind, which is no reason not to begin.
 pub(crate) fn handle() {
@@ -56,13 +63,37 @@ pub(crate) fn handle() {
 
 #[cfg(unix)]
 mod system {
+    use std::sync::atomic::{AtomicBool, AtomicI32};
+
     use signal_hook::{
         consts::{SIGHUP, SIGINT, SIGTERM},
         iterator::Signals,
+        low_level,
     };
 
     use super::{ENDS, INTERRUPTED, SeqCst};
     use crate::output;
+
+    /// Whether a line is edited, with the terminal in a mode of its own.
+    static EDITING: AtomicBool = AtomicBool::new(false);
+    /// The signal that is to end the process when the line is given up; 0: none.
+    static ENDING: AtomicI32 = AtomicI32::new(0);
+
+    pub(super) fn while_editing<T>(edit: impl FnOnce() -> T) -> T {
+        EDITING.store(true, SeqCst);
+        let edited = edit();
+        EDITING.store(false, SeqCst);
+        match ENDING.load(SeqCst) {
+            0 => edited,
+            signal => output::exit(128 + signal),
+        }
+    }
+
+    /// Makes the editor give up its line, where there is one: it takes Ctrl-C as a reason. `false` where
+    /// nothing is edited, or where the editor was told and a signal came nevertheless.
+    fn give_up_line(signal: i32) -> bool {
+        EDITING.load(SeqCst) && ENDING.swap(signal, SeqCst) == 0 && low_level::raise(SIGINT).is_ok()
+    }
 
     /// Takes note of Ctrl-C; `false` where it is to end the process.
     pub(super) fn note_interrupt() -> bool {
@@ -77,7 +108,11 @@ mod system {
         let Ok(mut signals) = signals else { return };
         std::thread::spawn(move || {
             for signal in signals.forever() {
-                if signal != SIGINT || !note_interrupt() {
+                let goes_on = match signal {
+                    SIGINT => note_interrupt(),
+                    signal => give_up_line(signal),
+                };
+                if !goes_on {
                     output::exit(128 + signal);
                 }
             }
@@ -99,6 +134,10 @@ mod system {
     use signal_hook::{consts::SIGINT, flag};
 
     use super::{ENDS, EXIT_CODE, INTERRUPTED};
+
+    pub(super) fn while_editing<T>(edit: impl FnOnce() -> T) -> T {
+        edit()
+    }
 
     pub(super) fn handle() {
         // In this order: the second one finds what the first one set.

@@ -1,5 +1,5 @@
-//! `realm`: quantized language models from the command line. Text goes to stdout, everything else
-//! to stderr; `inspect`, `devices` and `bench` print what was asked for on stdout.
+//! `realm`: quantized language models from the command line. What was asked for (text, answers, ids,
+//! tables, JSON, scripts) goes to stdout, everything said beside it to stderr.
 
 mod args;
 mod bench;

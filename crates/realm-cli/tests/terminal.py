@@ -231,6 +231,36 @@ def the_window_closes():
     chat.leaves(129)
 
 
+def signals_give_the_terminal_back():
+    for number in [signal.SIGTERM, signal.SIGHUP]:
+        chat = Chat("--no-history")
+        before = termios.tcgetattr(chat.fd)[3]
+        chat.prompt()
+        chat.type("half a li")
+        chat.expect("half a li")
+        edited = termios.tcgetattr(chat.fd)[3]
+        assert not edited & termios.ECHO and not edited & termios.ICANON, edited
+        os.kill(chat.pid, number)
+        chat.leaves(128 + number)
+        after = termios.tcgetattr(chat.fd)[3]
+        assert after == before, (number, before, after)
+
+
+def bytes_that_are_no_text_end_no_chat():
+    chat = Chat("--no-history")
+    chat.prompt()
+    chat.line("hello")
+    chat.expect("xyz")
+    chat.prompt()
+    os.write(chat.fd, b"caf\xe9\r")
+    chat.expect("no UTF-8")
+    chat.prompt()
+    assert ("user", "hello") in saved(chat)
+    chat.prompt()
+    chat.type(CTRL_D)
+    chat.leaves()
+
+
 for test in [
     talks_and_leaves,
     lines_are_edited,
@@ -239,6 +269,8 @@ for test in [
     lines_are_remembered,
     colours_can_be_turned_off,
     the_window_closes,
+    signals_give_the_terminal_back,
+    bytes_that_are_no_text_end_no_chat,
 ]:
     try:
         test()

@@ -185,9 +185,12 @@ fn keep_first(
 
 /// The natural logarithm of the probability of `chosen` under `logits`, and the `top` likeliest tokens
 /// with theirs, likeliest first, of equals the lowest id. NaN counts as impossible; an id beyond the
-/// vocabulary as well.
+/// vocabulary as well. +∞ counts as the greatest number, so that no result is NaN.
 pub fn log_probabilities(logits: &[f32], chosen: u32, top: usize) -> (f32, Vec<(u32, f32)>) {
-    let possible = |logit: f32| if logit.is_nan() { f32::NEG_INFINITY } else { logit };
+    let possible = |logit: f32| match logit.is_nan() {
+        true => f32::NEG_INFINITY,
+        false => logit.min(f32::MAX),
+    };
     let mut candidates: Vec<Candidate> = logits.iter().map(|&l| possible(l)).zip(0..).collect();
     let best = highest(&candidates);
     let total: f64 = candidates.iter().map(|c| f64::from(c.0 - best).exp()).sum();

@@ -154,9 +154,12 @@ fn kv_spec(graph: &Graph, backend: &dyn Backend, options: &EngineOptions) -> KvS
     KvSpec { layers: graph.kv().to_vec(), kv_type, blocks: 1, block_tokens }
 }
 
+/// No step has more rows than their 32-bit numbers tell apart: sizes made of them do not overflow.
 fn limits(options: &EngineOptions) -> Limits {
-    let sequences = options.sequences.max(1);
-    Limits { tokens: options.step_tokens.max(sequences), outputs: sequences, sequences }
+    let most = u32::MAX as usize;
+    let sequences = options.sequences.clamp(1, most);
+    let tokens = options.step_tokens.clamp(sequences, most);
+    Limits { tokens, outputs: sequences, sequences }
 }
 
 /// KV blocks that fit all devices; of those where not even one does, the first.
@@ -257,8 +260,9 @@ impl MemoryPlan {
                 ));
             }
             if alone > blocks {
+                let holds = blocks.saturating_mul(block_tokens);
                 return Err(error(format!(
-                    "a cache of {tokens} tokens does not hold a context of {context}; make it larger, or the context smaller by --ctx {tokens}"
+                    "a cache of {tokens} tokens does not hold a context of {context}; make it larger, or the context smaller by --ctx {holds}"
                 )));
             }
         }

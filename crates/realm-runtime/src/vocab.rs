@@ -15,10 +15,16 @@ fn strings(file: &GgufFile, key: &str) -> Result<Vec<String>, RuntimeError> {
 /// # Errors
 /// Where the file has none, or one that is not supported.
 pub fn tokenizer(file: &GgufFile) -> Result<Tokenizer, RuntimeError> {
+    let path = file.path().display().to_string();
+    Tokenizer::new(read(file)?).map_err(|source| RuntimeError::Tokenizer { path, source })
+}
+
+/// A file's vocabulary as it stands there, unchecked.
+pub(crate) fn read(file: &GgufFile) -> Result<Vocab, RuntimeError> {
     let metadata = file.metadata();
     let id = |name: &str| metadata.find::<u32>(&format!("tokenizer.ggml.{name}_token_id"));
     let flag = |name: &str| metadata.find::<bool>(&format!("tokenizer.ggml.{name}"));
-    let vocab = Vocab {
+    Ok(Vocab {
         model: metadata.get::<&str>("tokenizer.ggml.model")?.to_owned(),
         pre: metadata.find::<&str>("tokenizer.ggml.pre")?.map(str::to_owned),
         name: metadata.find::<&str>("general.name")?.map(str::to_owned),
@@ -39,7 +45,5 @@ pub fn tokenizer(file: &GgufFile) -> Result<Tokenizer, RuntimeError> {
         add_space_prefix: flag("add_space_prefix")?,
         lowercase: flag("normalizer.lowercase")?,
         strip_accents: flag("normalizer.strip_accents")?,
-    };
-    let path = file.path().display().to_string();
-    Tokenizer::new(vocab).map_err(|source| RuntimeError::Tokenizer { path, source })
+    })
 }

@@ -92,9 +92,9 @@ impl Tokenizer {
     /// # Errors
     ///
     /// A kind or pre-tokenizer that is not supported; no tokens; scores or types of another number
-    /// than the tokens; scores that are missing (kind `llama`) or not numbers; two equal tokens; a
-    /// merge rule with a token that the vocabulary lacks; a special token out of range, or missing
-    /// though every text should start or end with it. Tolerated, as in llama.cpp: missing types
+    /// than the tokens; scores that are missing (kind `llama`) or not numbers; merges that are
+    /// missing (kind `gpt2`); two equal tokens; a merge rule with a token that the vocabulary lacks;
+    /// a special token out of range, or missing though every text should start or end with it. Tolerated, as in llama.cpp: missing types
     /// (all tokens are normal), empty tokens (each stands as `[EMPTY_n]`), a merge rule given twice
     /// (the first counts).
     pub fn new(vocab: Vocab) -> Result<Self, TokenizerError> {
@@ -347,6 +347,21 @@ impl Model {
     }
 }
 
+impl Vocab {
+    /// The texts of the tokens that start and end a sequence, which chat templates name: those of
+    /// [`Tokenizer::bos`] and [`Tokenizer::eos`], without the work of building a tokenizer.
+    ///
+    /// # Errors
+    ///
+    /// [`TokenizerError::UnsupportedKind`]. Nothing else is checked: a token out of range has no
+    /// text.
+    pub fn bos_and_eos(&self) -> Result<[Option<&str>; 2], TokenizerError> {
+        let named = Named::new(Kind::new(&self.model)?, self);
+        let text = |id: Option<u32>| self.tokens.get(id? as usize).map(String::as_str);
+        Ok([text(named.bos), text(named.eos)])
+    }
+}
+
 impl Named {
     fn new(kind: Kind, vocab: &Vocab) -> Self {
         let [bos, eos, unk, pad, sep] = match kind {
@@ -391,6 +406,14 @@ fn check_lengths(kind: Kind, vocab: &Vocab) -> Result<(), TokenizerError> {
         check("scores", vocab.scores.len())?;
         if let Some(id) = (0u32..).zip(&vocab.scores).find_map(|(id, s)| s.is_nan().then_some(id)) {
             return Err(TokenizerError::BadScore { id });
+        }
+    }
+    if kind == Kind::Gpt2 && vocab.merges.is_empty() {
+        // Words that nothing makes: every text would fall into bytes.
+        let kind_of = |id: usize| vocab.types.get(id).map(|&value| TokenType::from_gguf(value));
+        let normal = |id| kind_of(id).is_none_or(|kind| kind == TokenType::Normal);
+        if vocab.tokens.iter().enumerate().any(|(id, t)| t.chars().nth(1).is_some() && normal(id)) {
+            return Err(TokenizerError::MissingField { kind: kind.name(), field: "merges" });
         }
     }
     Ok(())

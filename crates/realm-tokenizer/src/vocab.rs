@@ -19,7 +19,7 @@ pub struct Vocab {
     /// `tokenizer.ggml.token_type`, `[vocab_size]`: see [`TokenType`]. Empty: all are normal.
     pub types: Vec<i32>,
     /// `tokenizer.ggml.merges`: pairs of tokens with a space between, most important first; needed
-    /// by `gpt2` alone. May be empty for a vocabulary of bytes alone.
+    /// by `gpt2` alone, but for a vocabulary of bytes.
     pub merges: Vec<String>,
     /// `tokenizer.ggml.bos_token_id`. Absent: 1 for `llama`, none for `gpt2`, and for
     /// `bert` `cls`.

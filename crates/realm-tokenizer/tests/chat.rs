@@ -302,3 +302,28 @@ fn moments_print_as_in_python() {
     let text = Now::clock().strftime("%Y");
     assert!((2024..10_000).contains(&text.parse::<u32>().expect("a year")));
 }
+
+#[test]
+fn one_template_serves_many_threads() {
+    fn shared<T: Send + Sync>(value: T) -> T {
+        value
+    }
+    let template = shared(ChatTemplate::new("{{ messages[0].content }}", "", "").expect("valid"));
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            let template = &template;
+            scope.spawn(move || {
+                let content = number.to_string();
+                let messages = [message("user", &content)];
+                let chat = Chat {
+                    messages: &messages,
+                    tools: None,
+                    add_generation_prompt: false,
+                    extra: &Map::new(),
+                    now: None,
+                };
+                assert_eq!(template.render(&chat), Ok(content));
+            });
+        }
+    });
+}

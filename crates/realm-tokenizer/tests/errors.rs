@@ -51,6 +51,15 @@ fn lengths() {
     assert_says(&message, &["tokenizer.ggml.token_type", "272 entries", "271 tokens"]);
     let message = refusal(small::spm(), |vocab| vocab.scores[7] = f32::NAN);
     assert_says(&message, &["tokenizer.ggml.scores[7]"]);
+    let message = refusal(small::byte_level("gpt-2"), |vocab| vocab.merges.clear());
+    assert_says(&message, &["tokenizer.ggml.merges", "missing", "gpt2"]);
+    // Bytes need no merges.
+    let mut bytes = small::byte_level("gpt-2");
+    bytes.merges.clear();
+    for (text, kind) in bytes.tokens.iter().zip(&mut bytes.types) {
+        *kind = if text.chars().count() > 1 { 3 } else { *kind };
+    }
+    assert!(Tokenizer::new(bytes).is_ok());
 }
 
 #[test]
@@ -152,6 +161,22 @@ fn a_llama_vocabulary_without_bytes_says_so() {
     assert!(tokenizer.encode("é", EncodeOptions::default()).is_ok());
     let error = tokenizer.encode("ä", EncodeOptions::default()).unwrap_err();
     assert_eq!(error, TokenizerError::NoByteToken { byte: 0xC3 });
+}
+
+#[test]
+fn start_and_end_are_the_tokenizers() {
+    for mut vocab in [small::spm(), small::byte_level("qwen2"), small::word_piece()] {
+        for _ in 0..2 {
+            let said = vocab.bos_and_eos().unwrap().map(|text| text.map(str::to_owned));
+            let tokenizer = Tokenizer::new(vocab.clone()).unwrap();
+            let text = |id: Option<u32>| tokenizer.token_text(id?).map(str::to_owned);
+            assert_eq!(said, [text(tokenizer.bos()), text(tokenizer.eos())]);
+            // What holds where the file is silent.
+            (vocab.bos, vocab.eos, vocab.add_bos) = (None, None, Some(false));
+        }
+    }
+    let unknown = Vocab { model: "t5".into(), ..Vocab::default() };
+    assert!(matches!(unknown.bos_and_eos(), Err(TokenizerError::UnsupportedKind { .. })));
 }
 
 #[test]

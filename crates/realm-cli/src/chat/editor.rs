@@ -24,6 +24,7 @@ use rustyline::{
 use crate::{
     console,
     error::{CliError, Result},
+    interrupt,
 };
 
 use super::commands::COMMANDS;
@@ -125,7 +126,8 @@ impl Terminal {
     }
 
     fn next(&mut self) -> Result<Line> {
-        match self.editor.readline(&("> ", "\x1b[1;32m>\x1b[0m ")) {
+        let prompt = ("> ", "\x1b[1;32m>\x1b[0m ");
+        match interrupt::while_editing(|| self.editor.readline(&prompt)) {
             Ok(text) => {
                 self.remember(&text);
                 Ok(Line::Text(joined(&text)))
@@ -133,6 +135,10 @@ impl Terminal {
             Err(ReadlineError::Interrupted) if self.empty.load(Relaxed) => Ok(Line::Interrupted),
             Err(ReadlineError::Interrupted) => Ok(Line::Cleared),
             Err(ReadlineError::Eof) => Ok(Line::End),
+            Err(ReadlineError::Io(error)) if error.kind() == io::ErrorKind::InvalidData => {
+                let problem = "the terminal sent bytes that are no UTF-8 text; set it to UTF-8";
+                Err(CliError::Input(problem.into()))
+            }
             Err(error) => Err(refused(error)),
         }
     }

@@ -8,6 +8,7 @@ mod settings;
 
 use std::{io::Read, path::Path, path::PathBuf};
 
+use clap::ValueHint;
 use realm_runtime::{Model, RuntimeError, text::Llm};
 use realm_tokenizer::chat::ChatTemplate;
 
@@ -52,7 +53,7 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// A Jinja chat template in place of the model's own
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     chat_template: Option<PathBuf>,
     /// Most tokens of an answer [default: as many as the context leaves]
     #[arg(
@@ -117,5 +118,7 @@ fn read_template(path: &Path) -> Result<String> {
     if bytes.len() as u64 > MOST_TEMPLATE {
         return Err(wrong("is larger than 1 MiB"));
     }
-    String::from_utf8(bytes).map_err(|_| wrong("is no UTF-8 text"))
+    let text = String::from_utf8(bytes).map_err(|_| wrong("is no UTF-8 text"))?;
+    // Some editors begin a file with a byte order mark, which is no part of its text.
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(&text).to_owned())
 }

@@ -100,7 +100,13 @@ impl<'a> Session<'a> {
         self.welcome();
         let mut leaving = false;
         loop {
-            let line = self.lines.next()?;
+            let line = match self.lines.next() {
+                Err(error @ CliError::Input(_)) => {
+                    console::error(error);
+                    continue;
+                }
+                line => line?,
+            };
             let left = std::mem::replace(&mut leaving, line == Line::Interrupted);
             match line {
                 Line::End => return Ok(()),
@@ -174,6 +180,7 @@ impl<'a> Session<'a> {
             Command::Exit => {}
             Command::Clear => {
                 self.talk.clear();
+                self.again = 0;
                 self.said_shortened = false;
                 self.done("a new conversation");
             }
@@ -195,14 +202,15 @@ impl<'a> Session<'a> {
             }
             Command::Undo => {
                 let text = self.talk.undo().ok_or_else(nothing_said)?;
+                self.again = 0;
                 self.done(format_args!("taken back: {}", shortened(&text)));
             }
             Command::Save(path) => self.save(&path)?,
             Command::Load(path) => {
                 self.talk = Conversation::read(&path)?;
+                self.again = 0;
                 self.said_shortened = false;
-                let turns = self.talk.turns();
-                self.done(format_args!("{turns} turns from {}", path.display()));
+                self.done(format_args!("{} from {}", self.turns(), path.display()));
             }
             Command::Set(None) => self.show(self.settings.list()),
             Command::Set(Some((name, value))) if value.is_empty() => {
@@ -307,8 +315,16 @@ impl<'a> Session<'a> {
         let write = file.write_all(self.talk.to_json().as_bytes());
         write.map_err(|source| CliError::io(path, "write the file", source))?;
         file.finish()?;
-        self.done(format_args!("{} turns in {}", self.talk.turns(), path.display()));
+        self.done(format_args!("{} in {}", self.turns(), path.display()));
         Ok(())
+    }
+
+    /// How long the conversation is.
+    fn turns(&self) -> String {
+        match self.talk.turns() {
+            1 => "1 turn".into(),
+            turns => format!("{turns} turns"),
+        }
     }
 
     fn stats(&self) -> String {

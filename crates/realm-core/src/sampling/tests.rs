@@ -133,4 +133,8 @@ fn log_probabilities_are_those_of_the_softmax() {
     let (beyond, all) = log_probabilities(&logits, 99, 1_000);
     assert_eq!((beyond, all.len()), (f32::NEG_INFINITY, 6));
     assert_eq!(all[4].1, f32::NEG_INFINITY);
+    let (sure, all) = log_probabilities(&[1.0, f32::INFINITY, -3.0], 1, 3);
+    assert_eq!((sure, all[0]), (0.0, (1, 0.0)));
+    assert!(all.iter().all(|(_, p)| !p.is_nan()), "{all:?}");
+    assert_eq!(log_probabilities(&[f32::NAN; 2], 0, 1).0, f32::NEG_INFINITY);
 }

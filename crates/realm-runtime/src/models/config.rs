@@ -55,7 +55,7 @@ impl Config {
             Some(format!("cannot rotate {rotary_dim} elements of heads of {head_dim}"))
         } else if epsilon < 0.0 || scale <= 0.0 {
             Some(format!("an epsilon of {epsilon} and an attention scale of {scale} make no sense"))
-        } else if source.size_or("expert_count", 1)? > 1 {
+        } else if source.count_or("expert_count", 0)?.is_some_and(|experts| experts > 1) {
             Some("mixtures of experts are not supported yet".into())
         } else {
             None
@@ -218,7 +218,7 @@ pub(super) struct Windows {
 enum Pattern {
     /// Every so-manieth layer sees everything; 0: none does.
     Period(usize),
-    /// Whether a layer has the window; repeated where the model has more layers.
+    /// Whether a layer has the window.
     List(Vec<bool>),
 }
 
@@ -228,19 +228,21 @@ impl Windows {
     /// others see `width` positions, or everything where that is 0.
     ///
     /// # Errors
-    /// Settings of other types, a pattern without entries.
+    /// Settings of other types, a pattern with fewer entries than layers.
     pub(super) fn read(
         source: &Source<'_>,
         period: usize,
         width: usize,
     ) -> Result<Self, RuntimeError> {
         let name = "attention.sliding_window_pattern";
+        let layers = source.size("block_count")?;
         let pattern = match source.value(name) {
-            Some(Value::Array(Array::Bool(list))) if !list.is_empty() => {
+            Some(Value::Array(Array::Bool(list))) if list.len() >= layers => {
                 Pattern::List(list.clone())
             }
             Some(Value::Array(_)) => {
-                return Err(source.error(format!("{name} is no number and no list of booleans")));
+                let problem = format!("is neither a number nor a list of {layers} booleans");
+                return Err(source.error(format!("{name} {problem}")));
             }
             Some(_) => Pattern::Period(source.count_or(name, 0)?.unwrap_or(0)),
             None => Pattern::Period(period),
@@ -253,7 +255,7 @@ impl Windows {
         let windowed = match &self.pattern {
             Pattern::Period(0) => true,
             Pattern::Period(period) => !(layer + 1).is_multiple_of(*period),
-            Pattern::List(list) => list[layer % list.len()],
+            Pattern::List(list) => list.get(layer).is_some_and(|windowed| *windowed),
         };
         self.width.filter(|_| windowed)
     }

@@ -79,6 +79,7 @@ pub fn build(file: &GgufFile) -> Result<Built, RuntimeError> {
     })?;
     let source = Source::new(file, architecture);
     let Definition { mut builder, logits, vocabulary, context } = build(&source)?;
+    source.check_all_used()?;
     builder.sample(logits);
     let graph = builder.finish(logits);
     let graph = graph.map_err(|source| RuntimeError::Graph { path: path(), source })?;

@@ -58,6 +58,7 @@ fn frequencies(source: &Source<'_>, config: &mut Config) -> Result<RopeFrequenci
     let Some(short) = config.divisors(source, "rope_factors_short.weight")? else {
         return config.frequencies(source);
     };
+    source.leave_out("rope_factors_long.weight");
     if let Some(scaling) = source.text("rope.scaling.type")?.filter(|name| *name != "longrope") {
         let problem = "does not go with rope_factors_short.weight";
         return Err(source.error(format!("rope scaling {scaling:?} {problem}")));

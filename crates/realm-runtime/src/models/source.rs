@@ -1,6 +1,10 @@
 //! A model file as an architecture's function sees it: typed settings and weights of expected shapes.
 
-use std::{cell::RefCell, collections::HashMap, ops::Range};
+use std::{
+    cell::RefCell,
+    collections::{HashMap, HashSet},
+    ops::Range,
+};
 
 use realm_core::{
     DType,
@@ -15,7 +19,12 @@ pub struct Source<'a> {
     file: &'a GgufFile,
     architecture: &'a str,
     parts: RefCell<Parts>,
+    /// Tensors that were asked for.
+    used: RefCell<HashSet<String>>,
 }
+
+/// What tensors of a picture encoder begin with, which some files hold beside the language model.
+const ENCODERS: [&str; 2] = ["v.", "mm."];
 
 /// Rows of a tensor that are a weight of their own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,12 +41,39 @@ pub type Parts = HashMap<String, Part>;
 impl<'a> Source<'a> {
     /// The file, whose settings stand under `architecture.`.
     pub fn new(file: &'a GgufFile, architecture: &'a str) -> Self {
-        Self { file, architecture, parts: RefCell::default() }
+        Self { file, architecture, parts: RefCell::default(), used: RefCell::default() }
     }
 
     /// The parts of tensors that were declared.
     pub fn into_parts(self) -> Parts {
         self.parts.into_inner()
+    }
+
+    /// Checks that the graph has all of the file's tensors: what is left over would be missing in the
+    /// results.
+    ///
+    /// # Errors
+    /// A tensor that was not asked for.
+    pub fn check_all_used(&self) -> Result<(), RuntimeError> {
+        let used = self.used.borrow();
+        let mut names = self.file.tensors().iter().map(TensorInfo::name);
+        let left = names.find(|name| {
+            !used.contains(*name) && !ENCODERS.iter().any(|encoder| name.starts_with(encoder))
+        });
+        match left {
+            Some(name) => Err(self.error(format!(
+                "tensor {name} is not part of a {} model as Realm knows it; {} may be wrong, or \
+                 this variant is not supported",
+                self.architecture,
+                self.key("block_count")
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// Leaves a tensor out of the graph on purpose.
+    pub fn leave_out(&self, name: &str) {
+        self.used.borrow_mut().insert(name.into());
     }
 
     /// An error at this file.
@@ -127,6 +163,7 @@ impl<'a> Source<'a> {
         [rows, cols]: [usize; 2],
     ) -> Result<DType, RuntimeError> {
         let name = tensor.name();
+        self.used.borrow_mut().insert(name.into());
         if tensor.rows() != rows || tensor.cols() != cols {
             return Err(self.error(format!(
                 "tensor {name} is [{}, {}], [{rows}, {cols}] is expected",
@@ -214,6 +251,7 @@ impl<'a> Source<'a> {
     /// Where it cannot be read.
     pub fn values(&self, name: &str) -> Result<Option<Vec<f32>>, RuntimeError> {
         let Some(tensor) = self.file.tensor(name) else { return Ok(None) };
+        self.used.borrow_mut().insert(name.into());
         let data = tensor.data()?;
         let mut values = vec![0.0; tensor.elements()];
         let dtype = tensor

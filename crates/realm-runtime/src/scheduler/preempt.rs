@@ -120,6 +120,7 @@ impl Scheduler {
         if let Err(error) = result {
             // The next step tells whether the device is lost; until then the tokens are computed again.
             tracing::warn!(sequence = sequence.id.0, %error, "swapping in failed");
+            sequence.lost = sequence.lost.max(cached);
             sequence.drop_cache(&mut self.blocks);
             return Ok(0);
         }

@@ -11,6 +11,31 @@
 //!     Ok(())
 //! }
 //! ```
+//!
+//! A conversation goes through the model's chat template; the iterator may be left at any time, which
+//! ends the answer:
+//!
+//! ```no_run
+//! use realm_runtime::{
+//!     SamplingParams,
+//!     text::{GenerateOptions, Llm, chat::message},
+//! };
+//!
+//! # fn main() -> Result<(), realm_runtime::RuntimeError> {
+//! let mut llm = Llm::open("model.gguf")?;
+//! let options = GenerateOptions {
+//!     max_tokens: Some(200),
+//!     sampling: SamplingParams { temperature: 0.7, seed: 42, ..SamplingParams::default() },
+//!     stop: vec!["\n\n".into()],
+//!     ..GenerateOptions::default()
+//! };
+//! let messages = [message("system", "Be brief."), message("user", "Why is the sky blue?")];
+//! for piece in llm.chat(&messages, &options)? {
+//!     print!("{}", piece?.text);
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
 mod decoder;
 mod stream;
@@ -18,7 +43,7 @@ mod stream;
 use std::{path::Path, sync::Arc};
 
 use realm_tokenizer::{
-    EncodeOptions, Tokenizer,
+    EncodeOptions, Tokenizer, TokenizerError,
     chat::{Chat, ChatTemplate},
 };
 use serde_json::{Map, Value};
@@ -26,9 +51,11 @@ use serde_json::{Map, Value};
 use crate::{
     Engine, EngineOptions, Loaded, Model, Request, RuntimeError, SamplingParams,
     device::{self, DeviceOptions},
+    vocab,
 };
 
 pub use decoder::TextDecoder;
+pub use realm_tokenizer::chat;
 pub use stream::{FinishReason, Piece, TextStream};
 
 /// What to generate, and when to end.
@@ -52,7 +79,7 @@ impl Model {
     /// The chat template of the file; `None` where it has none.
     ///
     /// # Errors
-    /// A template that cannot be read, or a tokenizer that cannot be used.
+    /// A template that cannot be read, or a vocabulary of a kind that is not supported.
     pub fn chat_template(&self) -> Result<Option<ChatTemplate>, RuntimeError> {
         let found: Option<&str> = self.file().metadata().find("tokenizer.chat_template")?;
         found.map(|source| self.chat_template_of(source)).transpose()
@@ -63,11 +90,14 @@ impl Model {
     /// # Errors
     /// As [`Model::chat_template`].
     pub fn chat_template_of(&self, source: &str) -> Result<ChatTemplate, RuntimeError> {
-        let tokenizer = self.tokenizer()?;
-        let text = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-        ChatTemplate::new(source, text(tokenizer.bos()), text(tokenizer.eos())).map_err(|source| {
-            RuntimeError::Tokenizer { path: self.file().path().display().to_string(), source }
-        })
+        let vocab = vocab::read(self.file())?;
+        let [bos, eos] = vocab.bos_and_eos().map_err(|source| self.refused(source))?;
+        ChatTemplate::new(source, bos.unwrap_or_default(), eos.unwrap_or_default())
+            .map_err(|source| self.refused(source))
+    }
+
+    fn refused(&self, source: TokenizerError) -> RuntimeError {
+        RuntimeError::Tokenizer { path: self.file().path().display().to_string(), source }
     }
 }
 
@@ -138,7 +168,8 @@ impl Llm {
         &self.engine
     }
 
-    /// The engine, for sequences of one's own.
+    /// The engine, for sequences of one's own. They must have ended before the next generation starts:
+    /// a [`TextStream`] passes over the tokens of others.
     pub fn engine_mut(&mut self) -> &mut Engine {
         &mut self.engine
     }
@@ -169,7 +200,7 @@ impl Llm {
     }
 
     /// Answers a conversation: `messages` are objects with `role` and `content`, as
-    /// [`realm_tokenizer::chat::message`] makes them.
+    /// [`chat::message`] makes them.
     ///
     /// # Errors
     /// As [`Llm::generate`]; no chat template, or one that refuses the conversation.
@@ -239,7 +270,7 @@ impl Llm {
         tokenizer.encode(text, how).map_err(|source| self.refused(source))
     }
 
-    fn refused(&self, source: realm_tokenizer::TokenizerError) -> RuntimeError {
+    fn refused(&self, source: TokenizerError) -> RuntimeError {
         RuntimeError::Tokenizer { path: self.name.clone(), source }
     }
 }

@@ -145,8 +145,8 @@ fn windows_stand_where_the_settings_say() {
     assert_eq!(pattern(3u32.into()), [some, some, none, some, some, none, some]);
     assert_eq!(pattern(1u32.into()), [none; LAYERS]);
     assert_eq!(pattern(0u32.into()), [some; LAYERS]);
-    let list = vec![false, true, true];
-    assert_eq!(pattern(list.into()), [none, some, some, none, some, some, none]);
+    let list = vec![false, true, true, false, false, true, false];
+    assert_eq!(pattern(list.into()), [none, some, some, none, none, some, none]);
 }
 
 fn standard(base: f64) -> Vec<f64> {
@@ -250,7 +250,7 @@ fn what_makes_no_model_is_said() {
         error
     }
     type Change = fn(&mut Tiny) -> &mut Tiny;
-    let cases: [(&'static str, Change, &str); 18] = [
+    let cases: [(&'static str, Change, &str); 23] = [
         ("qwen2", |t| t.without("blk.2.attn_k.weight"), "blk.2.attn_k.weight"),
         ("qwen3", |t| t.without("blk.0.attn_q_norm.weight"), "blk.0.attn_q_norm.weight"),
         ("gemma2", |t| t.without("blk.6.post_ffw_norm.weight"), "blk.6.post_ffw_norm.weight"),
@@ -268,14 +268,20 @@ fn what_makes_no_model_is_said() {
         (
             "gemma3",
             |t| t.set("attention.sliding_window_pattern", vec![0.5f32]),
-            "sliding_window_pattern is no number",
+            "sliding_window_pattern is neither a number",
         ),
         (
             "gemma3",
-            |t| t.set("attention.sliding_window_pattern", Vec::<bool>::new()),
-            "sliding_window_pattern is no number",
+            |t| t.set("attention.sliding_window_pattern", vec![true; LAYERS - 1]),
+            "a list of 7 booleans",
         ),
         ("mistral", |t| t.set("attention.head_count", 3u32), "cannot share 2 KV heads"),
+        // What the graph would leave out.
+        ("llama", |t| t.set("block_count", 6u32), "blk.6.attn_norm.weight is not part of a llama"),
+        ("qwen2", |t| t.vector("output.bias", &[0.5; VOCABULARY]), "output.bias is not part of"),
+        ("llama", |t| t.vector("rope_factors_long.weight", &[2.0; 16]), "rope_factors_long.weight"),
+        ("llama", |t| t.set("expert_count", 8u32), "mixtures of experts"),
+        ("qwen3", |t| t.set("attention.scale", f32::NAN), "attention.scale is NaN"),
         (
             "qwen3",
             |t| t.set("attention.key_length", u32::MAX).set("attention.value_length", u32::MAX),
@@ -295,6 +301,13 @@ fn what_makes_no_model_is_said() {
     assert!(refused(&mixed).contains("does not go with rope_factors_short.weight"));
     let error = refused(&of("gpt9"));
     assert!(models::names().all(|name| error.contains(name)), "{error}");
+}
+
+#[test]
+fn what_is_beside_the_model_is_passed_over() {
+    let mut gemma = of("gemma3");
+    gemma.vector("v.blk.0.ln1.weight", &[1.0]).vector("mm.soft_emb_norm.weight", &[1.0]);
+    assert!(gemma.set("expert_count", 0u32).model().is_ok());
 }
 
 #[test]

@@ -10,8 +10,8 @@
 //! [`ChatTemplate::new`] are bounded by the size of the source (at most 1 MiB) and its nesting,
 //! those of [`ChatTemplate::render`] by a budget that grows with the conversation; a template that
 //! loops, recurses or blows up a text gets a one-line error. One MiB of stack is enough for all,
-//! with optimization. What Jinja has and this has not: `include`, `extends` and `import`, `*` and
-//! `/` of lists, `%` for formats, integers without end, and a few filters for web pages.
+//! with optimization. What Jinja has and this has not: `include`, `extends` and `import`, `*` of
+//! lists, `%` for formats, integers without end, and a few filters for web pages.
 //!
 //! ```
 //! use realm_tokenizer::chat::{Chat, ChatTemplate, message};
