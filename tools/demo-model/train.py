@@ -171,7 +171,7 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("--minutes", type=float, default=60, help="how long to train at most")
     parser.add_argument("--steps", type=int, default=100_000, help="most steps")
-    parser.add_argument("--rows", type=int, default=12, help="rows of 512 tokens a step")
+    parser.add_argument("--rows", type=int, default=8, help="rows of 512 tokens a step")
     parser.add_argument("--rate", type=float, default=0.02, help="learning rate of Muon")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--conversations", type=float, default=0.2, help="share of the rows")

@@ -63,7 +63,10 @@ pub(crate) fn handle() {
 
 #[cfg(unix)]
 mod system {
-    use std::sync::atomic::{AtomicBool, AtomicI32};
+    use std::{
+        sync::atomic::{AtomicBool, AtomicI32},
+        time::Duration,
+    };
 
     use signal_hook::{
         consts::{SIGHUP, SIGINT, SIGTERM},
@@ -92,7 +95,29 @@ mod system {
     /// Makes the editor give up its line, where there is one: it takes Ctrl-C as a reason. `false` where
     /// nothing is edited, or where the editor was told and a signal came nevertheless.
     fn give_up_line(signal: i32) -> bool {
-        EDITING.load(SeqCst) && ENDING.swap(signal, SeqCst) == 0 && low_level::raise(SIGINT).is_ok()
+        let told = EDITING.load(SeqCst)
+            && !is_in_background()
+            && ENDING.swap(signal, SeqCst) == 0
+            && low_level::raise(SIGINT).is_ok();
+        if told {
+            // It may wait for a key elsewhere than in the line.
+            std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_secs(1));
+                output::exit(128 + signal);
+            });
+        }
+        told
+    }
+
+    /// Whether the terminal is another job's, as after Ctrl-Z, so far as the system tells: then there is
+    /// nothing to give back, and trying would stop the process.
+    fn is_in_background() -> bool {
+        let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+        // proc_pid_stat(5): after the name in parentheses come state, parent, group, session, terminal
+        // and the terminal's group.
+        let fields = stat.rsplit(')').next().unwrap_or_default();
+        let fields: Vec<&str> = fields.split_whitespace().collect();
+        matches!(fields[..], [_, _, group, _, _, of_terminal, ..] if group != of_terminal)
     }
 
     /// Takes note of Ctrl-C; `false` where it is to end the process.
@@ -108,12 +133,15 @@ mod system {
         let Ok(mut signals) = signals else { return };
         std::thread::spawn(move || {
             for signal in signals.forever() {
+                let ending = ENDING.load(SeqCst);
                 let goes_on = match signal {
+                    // The editor was not there any more.
+                    _ if ending != 0 => false,
                     SIGINT => note_interrupt(),
                     signal => give_up_line(signal),
                 };
                 if !goes_on {
-                    output::exit(128 + signal);
+                    output::exit(128 + if ending == 0 { signal } else { ending });
                 }
             }
         });

@@ -36,7 +36,7 @@ pub struct EngineOptions {
     /// Most sequences that wait beside those that run: more are refused.
     pub queue: usize,
     /// Bytes of host memory for the cache blocks of sequences that had to make room; beyond that their
-    /// tokens are computed again.
+    /// tokens are computed again. They are taken when it comes to that, beside what is planned.
     pub swap_bytes: u64,
     /// Keep the cache blocks of prompts for sequences that begin alike.
     pub prefix_cache: bool,
@@ -127,6 +127,9 @@ pub struct EngineStats {
     pub preempted_by_swap: u64,
     /// How often a sequence made room by dropping its blocks, to be computed again.
     pub preempted_by_replay: u64,
+    /// How often the device failed to take blocks out or to put them back: the tokens were computed
+    /// again.
+    pub failed_swaps: u64,
 }
 
 /// Whether each row depends on what comes before it alone: only then does a block that a prompt filled
@@ -300,6 +303,7 @@ impl Engine {
             cached_prompt_tokens: counts.cached_prompt_tokens,
             preempted_by_swap: counts.swapped_out,
             preempted_by_replay: counts.dropped,
+            failed_swaps: counts.failed_swaps,
         }
     }
 
@@ -372,7 +376,8 @@ impl Engine {
     /// `[vocabulary]` in order, some at a time.
     ///
     /// # Errors
-    /// As [`Engine::submit`], and where too few cache blocks are free beside running sequences.
+    /// As [`Engine::submit`], and where too few cache blocks are free beside running sequences, or too
+    /// little memory: the logits of 64 rows at once are no part of [`Engine::memory`].
     pub fn logits(
         &mut self,
         prompt: &[u32],

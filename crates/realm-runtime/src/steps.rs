@@ -126,9 +126,9 @@ impl Engine {
     /// gives none. Where the device computes on its own, the next step is under way when this returns.
     ///
     /// # Errors
-    /// The device's failure. Logits that are no numbers, which ends the sequences that the error names;
-    /// the others go on, and the next call gives the tokens that they got in this step. The same where
-    /// biases and penalties leave no token.
+    /// The device's failure: the sequences are as they were, and the next call tries again. Logits that
+    /// are no numbers, which ends the sequences that the error names; the others go on, and the next call
+    /// gives the tokens that they got in this step. The same where biases and penalties leave no token.
     pub fn step(&mut self) -> Result<Vec<Event>, RuntimeError> {
         if let Some(error) = self.failures.pop() {
             return Err(error);

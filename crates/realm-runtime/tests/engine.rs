@@ -128,7 +128,9 @@ fn logits_agree_with_the_reference_interpreter() {
                     Ok(())
                 })
                 .unwrap();
-            assert!(engine.is_idle());
+            let stop = |_: &[f32]| Err(RuntimeError::Request("enough".into()));
+            assert_eq!(engine.logits(&prompt, stop).unwrap_err().to_string(), "enough");
+            assert!(engine.is_idle() && engine.stats().used_blocks == 0);
             all
         };
         let expected = logits(Arc::new(ReferenceBackend::new(16)));
@@ -223,12 +225,82 @@ fn biases_that_ban_everything_end_their_sequence_alone() {
     let expected = finish(&mut engine).remove(&id).unwrap();
     let all = (0..VOCABULARY as u32).map(|id| (id, f32::NEG_INFINITY)).collect();
     let sampling = SamplingParams { logit_bias: all, ..SamplingParams::GREEDY };
-    let banned = engine.submit(Request { sampling, ..greedy(vec![1, 2, 3]) }).unwrap();
-    let other = engine.submit(greedy(vec![4, 5])).unwrap();
-    let error = engine.step().unwrap_err();
-    assert!(matches!(&error, RuntimeError::AllBanned { sequences } if *sequences == [banned]));
-    assert!(!error.to_string().contains('\n') && !engine.cancel(banned));
-    assert_eq!(finish(&mut engine).into_iter().collect::<Vec<_>>(), [(other, expected)]);
+    for cancelled in [true, false] {
+        let request = Request { sampling: sampling.clone(), ..greedy(vec![1, 2, 3]) };
+        let banned = engine.submit(request).unwrap();
+        let other = engine.submit(greedy(vec![4, 5])).unwrap();
+        let error = engine.step().unwrap_err();
+        assert!(matches!(&error, RuntimeError::AllBanned { sequences } if *sequences == [banned]));
+        assert!(!error.to_string().contains('\n') && !engine.cancel(banned));
+        // The token that waits to be given goes with its sequence.
+        assert_eq!(cancelled && engine.cancel(other), cancelled);
+        let texts: Vec<_> = finish(&mut engine).into_iter().collect();
+        assert_eq!(texts, if cancelled { vec![] } else { vec![(other, expected.clone())] });
+    }
+}
+
+#[test]
+fn a_bias_of_nothing_changes_nothing() {
+    let seed = Random::fresh_seed();
+    println!("REALM_SEED={seed}");
+    let mut random = Random::new(seed);
+    let model = model(seed, DType::Q8_0);
+    let mut engine = engine(&model, 1, 512);
+    for _ in 0..5 {
+        let request = Request { max_tokens: 30, stop_tokens: vec![], ..request(&mut random) };
+        // The device chooses the tokens of the one, the host those of the other.
+        let sampling = SamplingParams { logit_bias: vec![(3, 0.0)], ..request.sampling.clone() };
+        let host = Request { sampling, ..request.clone() };
+        let ids = [request, host].map(|request| engine.submit(request).unwrap());
+        let mut texts = finish(&mut engine);
+        let [device, host] = ids.map(|id| texts.remove(&id).unwrap());
+        assert_eq!(device, host);
+    }
+}
+
+#[test]
+fn sizes_of_any_number_are_errors_or_run() {
+    let model = model_of(12, DType::F32, 1);
+    let run = |options: EngineOptions| -> Result<usize, RuntimeError> {
+        let mut engine = Engine::new(&model, cpu(1), &options)?;
+        let prompt = vec![1; engine.context()];
+        let (sampling, logprobs) = (SamplingParams::GREEDY, Some(usize::MAX));
+        engine.submit(Request {
+            prompt,
+            max_tokens: 1,
+            sampling,
+            stop_tokens: vec![],
+            logprobs,
+        })?;
+        let mut found = 0;
+        while !engine.is_idle() {
+            let logprobs = engine.step()?.into_iter().filter_map(|event| event.logprobs);
+            found += logprobs.map(|logprobs| logprobs.top.len()).sum::<usize>();
+        }
+        Ok(found)
+    };
+    let base = EngineOptions::default();
+    for options in [
+        EngineOptions { step_tokens: 0, ..base.clone() },
+        EngineOptions { sequences: 0, queue: 0, ..base.clone() },
+        EngineOptions { kv_tokens: Some(0), swap_bytes: u64::MAX, ..base.clone() },
+        EngineOptions { context: Some(0), queue: usize::MAX, ..base.clone() },
+        EngineOptions { context: Some(1), ..base.clone() },
+    ] {
+        assert!(matches!(run(options.clone()), Ok(VOCABULARY)), "{options:?}");
+    }
+    for size in [1 << 40, usize::MAX] {
+        for options in [
+            EngineOptions { step_tokens: size, ..base.clone() },
+            EngineOptions { sequences: size, ..base.clone() },
+            EngineOptions { kv_tokens: Some(size), ..base.clone() },
+            EngineOptions { context: Some(size), ..base.clone() },
+        ] {
+            let error = run(options).unwrap_err();
+            assert!(matches!(error, RuntimeError::Memory(_)), "{error}");
+            assert!(!error.to_string().contains('\n'), "{error}");
+        }
+    }
 }
 
 #[test]

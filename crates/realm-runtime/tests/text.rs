@@ -86,6 +86,29 @@ fn a_stop_string_that_never_comes_changes_nothing() {
 }
 
 #[test]
+fn tokens_that_end_a_text_are_no_part_of_it() {
+    let mut llm = llm();
+    let whole = pieces(&mut llm, PROMPT, &greedy(12));
+    // A word of the text, whose first place ends it.
+    let (word, at) = (whole[7].token, whole.iter().position(|p| p.token == whole[7].token));
+    let stopped = GenerateOptions { stop_tokens: vec![word], ..greedy(12) };
+    let found = pieces(&mut llm, PROMPT, &stopped);
+    assert_eq!(finish(&found), Some(FinishReason::End));
+    assert_eq!((found.len(), found.last().map(|p| p.token)), (at.unwrap() + 1, Some(word)));
+    assert_eq!(text(&found), text(&whole[..at.unwrap()]));
+    // The vocabulary's own, unless it is to be passed over.
+    let eos = llm.tokenizer().unwrap().eos().unwrap();
+    let sampling = SamplingParams { logit_bias: vec![(eos, 1e6)], ..SamplingParams::GREEDY };
+    let mut ends = GenerateOptions { sampling, ..greedy(3) };
+    let found = pieces(&mut llm, PROMPT, &ends);
+    assert_eq!((found.len(), finish(&found)), (1, Some(FinishReason::End)));
+    ends.ignore_eos = true;
+    let found = pieces(&mut llm, PROMPT, &ends);
+    assert_eq!((found.len(), finish(&found)), (3, Some(FinishReason::Length)));
+    assert!(text(&found).is_empty());
+}
+
+#[test]
 fn a_full_context_ends_the_text_and_says_so() {
     let small = EngineOptions { context: Some(64), ..options() };
     let mut llm = Llm::load(&model(), &cpu(), &small).unwrap();
@@ -142,7 +165,16 @@ fn a_conversation_is_written_as_its_template_says() {
     let special = ids.iter().filter(|&&id| tokenizer.is_special(id)).count();
     assert_eq!(special, 8);
     let expected: Vec<Piece> =
-        llm.generate_ids(ids, &greedy(20)).unwrap().collect::<Result<_, _>>().unwrap();
+        llm.generate_ids(ids.clone(), &greedy(20)).unwrap().collect::<Result<_, _>>().unwrap();
+    // Token by token: text that is much alike may be answered alike.
+    let chat = chat::Chat {
+        messages: &messages,
+        tools: None,
+        add_generation_prompt: true,
+        extra: &serde_json::Map::new(),
+        now: None,
+    };
+    assert_eq!(llm.chat_prompt(&chat).unwrap(), ids);
     let answer = llm.chat(&messages, &greedy(20)).unwrap().collect::<Result<Vec<_>, _>>().unwrap();
     assert_eq!(answer, expected);
     let unknown = [json!({"role": "tool", "content": "x"})];

@@ -12,7 +12,7 @@ use std::{
 
 use rustyline::{
     Behavior, Cmd, ColorMode, ConditionalEventHandler, Config, Context, Editor, Event,
-    EventContext, EventHandler, Helper, KeyEvent, RepeatCount,
+    EventContext, EventHandler, ExternalPrinter, Helper, KeyEvent, RepeatCount,
     completion::{Completer, FilenameCompleter, Pair},
     error::ReadlineError,
     highlight::Highlighter,
@@ -95,6 +95,9 @@ pub(super) struct Terminal {
     editor: Editor<Chat, FileHistory>,
     history: Option<PathBuf>,
     empty: Arc<AtomicBool>,
+    /// Prints nothing: while there is one, the editor waits for signals too, whichever thread takes them,
+    /// not for keys alone.
+    _printer: Option<Box<dyn ExternalPrinter>>,
 }
 
 impl Terminal {
@@ -117,12 +120,15 @@ impl Terminal {
         let empty = Arc::new(AtomicBool::new(true));
         let watch = Watch(Arc::clone(&empty));
         editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(watch)));
+        // Where there can be none, lines are not edited.
+        let printer = editor.create_external_printer().ok();
+        let printer = printer.map(|it| Box::new(it) as Box<dyn ExternalPrinter>);
         let history = history_file().filter(|_| remember);
         if let Some(path) = &history {
             // One that is missing or damaged is no reason not to begin.
             _ = editor.load_history(path);
         }
-        Ok(Self { editor, history, empty })
+        Ok(Self { editor, history, empty, _printer: printer })
     }
 
     fn next(&mut self) -> Result<Line> {

@@ -83,6 +83,7 @@ impl Scheduler {
             Err(error) => {
                 // Its tokens can be computed again.
                 tracing::warn!(sequence = sequence.id.0, %error, "swapping out failed");
+                self.counts.failed_swaps += 1;
                 return false;
             }
         };
@@ -120,6 +121,7 @@ impl Scheduler {
         if let Err(error) = result {
             // The next step tells whether the device is lost; until then the tokens are computed again.
             tracing::warn!(sequence = sequence.id.0, %error, "swapping in failed");
+            self.counts.failed_swaps += 1;
             sequence.lost = sequence.lost.max(cached);
             sequence.drop_cache(&mut self.blocks);
             return Ok(0);

@@ -13,6 +13,7 @@ use realm_core::{
     graph::{Op, ops::Attention},
     reference::ReferenceBackend,
 };
+use realm_gguf::Strings;
 use realm_runtime::{Engine, EngineOptions, Model, models};
 use tiny::{HEAD_DIM, HEADS, HIDDEN, LAYERS, Tiny, VOCABULARY};
 
@@ -173,13 +174,19 @@ fn gemma_scales_and_caps() {
     let ops = || model.graph().nodes().iter().map(|node| &node.op);
     let Some(Op::Scale(scale)) = ops().nth(1) else { panic!("embeddings are not scaled") };
     assert_eq!(scale.factor, (HIDDEN as f32).sqrt());
-    let caps: Vec<f32> = ops()
-        .filter_map(|op| match op {
+    let caps = |tiny: &Tiny| -> Vec<f32> {
+        let model = tiny.model().unwrap();
+        let nodes = model.graph().nodes().iter();
+        let caps = nodes.filter_map(|node| match &node.op {
             Op::SoftCap(op) => Some(op.cap),
             _ => None,
-        })
-        .collect();
-    assert_eq!(caps, [30.0]);
+        });
+        caps.collect()
+    };
+    assert_eq!(caps(&of("gemma2")), [30.0]);
+    assert_eq!(caps(of("gemma2").set("final_logit_softcapping", 0f32)), [0.0; 0]);
+    assert_eq!(caps(&of("gemma3")), [0.0; 0]);
+    assert_eq!(caps(of("gemma3").set("final_logit_softcapping", 20f32)), [20.0]);
     let spec = |tiny: &Tiny| attentions(&tiny.model().unwrap())[0].0.spec;
     assert_eq!(spec(&of("gemma2")).soft_cap, Some(50.0));
     assert_eq!(spec(of("gemma2").set("attn_logit_softcapping", 0f32)).soft_cap, None);
@@ -222,6 +229,9 @@ fn rope_scaling_is_what_the_file_says() {
     assert!((magnitude - (0.1 * 4f64.ln() + 1.0)).abs() < 1e-12 && context == 200);
     yarn.set("rope.scaling.yarn_attn_factor", 0.5f32);
     assert_eq!(rope(&yarn).1, 0.5);
+    // Beside what the kind of scaling brings.
+    assert_eq!(rope(yarn.set("rope.scaling.attn_factor", 3f32)).1, 1.5);
+    assert_eq!(rope(of("llama").set("rope.scaling.attn_factor", 3f32)).1, 3.0);
 }
 
 #[test]
@@ -301,6 +311,22 @@ fn what_makes_no_model_is_said() {
     assert!(refused(&mixed).contains("does not go with rope_factors_short.weight"));
     let error = refused(&of("gpt9"));
     assert!(models::names().all(|name| error.contains(name)), "{error}");
+}
+
+#[test]
+fn a_vocabulary_may_be_smaller_than_the_model_but_not_larger() {
+    for (tokens, fits) in [(VOCABULARY - 1, true), (VOCABULARY, true), (VOCABULARY + 1, false)] {
+        let texts: Vec<String> = ('a'..).take(tokens).map(String::from).collect();
+        let mut tiny = of("llama");
+        tiny.set_general("tokenizer.ggml.model", "gpt2");
+        tiny.set_general("tokenizer.ggml.pre", "gpt-2");
+        tiny.set_general("tokenizer.ggml.tokens", texts.iter().collect::<Strings>());
+        let tokenizer = tiny.model().unwrap().tokenizer();
+        let error = tokenizer.err().map(|error| error.to_string());
+        let expected = "the tokenizer has 62 tokens, the model knows 61";
+        assert!(error.as_ref().is_none_or(|error| error.contains(expected)), "{error:?}");
+        assert_eq!(error.is_none(), fits, "{tokens}");
+    }
 }
 
 #[test]

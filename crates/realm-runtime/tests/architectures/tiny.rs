@@ -81,9 +81,13 @@ impl Tiny {
 
     /// Changes a setting, under the architecture's name.
     pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
-        let key = format!("{}.{key}", self.architecture);
-        self.settings.retain(|(known, _)| *known != key);
-        self.settings.push((key, value.into()));
+        self.set_general(&format!("{}.{key}", self.architecture), value)
+    }
+
+    /// Changes a setting of any file.
+    pub(crate) fn set_general(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
+        self.settings.retain(|(known, _)| known != key);
+        self.settings.push((key.into(), value.into()));
         self
     }
 

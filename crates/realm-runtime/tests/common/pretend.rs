@@ -27,8 +27,8 @@ pub(crate) struct Pretend {
     pub(crate) fails_after: Option<usize>,
     /// Reading fails once after so many steps.
     pub(crate) lost_after: Option<usize>,
-    /// What is computed in place of a token that a step under way did not find; without, such a step
-    /// is left to `inner`.
+    /// What is computed in place of a token that a step under way did not find, and given in place of
+    /// every token of such a step, whose results mean nothing; without, it is left to `inner`.
     pub(crate) stand_in: Option<u32>,
     /// Decode rows are computed as if they held the next token id below this: what a row gives depends on
     /// its role.
@@ -44,6 +44,8 @@ pub(crate) struct Watch {
     pub(crate) steps: AtomicUsize,
     /// Steps that took a token which another step under way had chosen.
     pub(crate) ahead: AtomicUsize,
+    /// Steps that held prompts as well as what was generated.
+    pub(crate) mixed: AtomicUsize,
     /// Steps read.
     pub(crate) read: AtomicUsize,
     /// Steps started and neither read nor dropped.
@@ -193,23 +195,31 @@ impl Program for PretendProgram {
             let kept = taken.iter().all(|sequence| sequence.goes_with(other));
             assert!(kept, "blocks of a step under way were given away");
         }
+        let decodes = |sequence: &&SequenceRows<'_>| sequence.role == Role::Decode;
+        if (1..taken.len()).contains(&inputs.sequences.iter().filter(decodes).count()) {
+            self.watch.mixed.fetch_add(1, Relaxed);
+        }
         let step: Box<dyn Step> = match self.stand_in.or(self.by_role) {
             Some(stand_in) => {
                 // Computed at once, so that the tokens are there for the next step.
+                let mut spoilt = false;
                 let id = |token: &Token| match *token {
                     Token::Previous(row) => {
                         let chosen =
                             previous.expect("a step before").inner.as_ref().expect("not read yet");
                         let chosen = (&**chosen as &dyn Any).downcast_ref::<Known>();
                         match chosen.expect("computed at once").0.sampled[row as usize] {
-                            NO_TOKEN => stand_in,
+                            NO_TOKEN => {
+                                spoilt = true;
+                                stand_in
+                            }
                             id => id,
                         }
                     }
                     Token::Id(id) => id,
                 };
                 let mut ids: Vec<u32> = inputs.tokens.iter().map(id).collect();
-                let decodes = inputs.sequences.iter().filter(|s| s.role == Role::Decode);
+                let decodes = inputs.sequences.iter().filter(decodes);
                 if let Some(vocabulary) = self.by_role {
                     for row in decodes.flat_map(|sequence| sequence.rows.clone()) {
                         ids[row] = (ids[row] + 1) % vocabulary;
@@ -217,7 +227,11 @@ impl Program for PretendProgram {
                 }
                 let tokens: Vec<Token> = ids.into_iter().map(Token::Id).collect();
                 let inputs = Inputs { tokens: &tokens, previous: None, ..*inputs };
-                Box::new(Known(self.inner.enqueue(&inputs)?.read()?))
+                let mut output = self.inner.enqueue(&inputs)?.read()?;
+                if spoilt {
+                    output.sampled.fill(stand_in);
+                }
+                Box::new(Known(output))
             }
             None => self.inner.enqueue(&Inputs {
                 previous: previous.map(|step| &**step.inner.as_ref().expect("not read yet")),

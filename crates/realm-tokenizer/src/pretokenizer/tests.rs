@@ -139,6 +139,18 @@ fn words_of_the_others() {
     }
 }
 
+/// What llama.cpp 0c1e57098 sets beside the patterns.
+#[test]
+fn flags_of_the_names() {
+    let names = |flag: fn(&patterns::Entry) -> bool| {
+        let flagged = ENTRIES.iter().filter(|entry| flag(entry));
+        flagged.map(|entry| entry.names[0]).collect::<Vec<_>>()
+    };
+    let ignore_merges = names(|entry| entry.ignore_merges);
+    assert_eq!(ignore_merges, ["llama-bpe", "glm4", "minicpm5", "youtu", "tekken"]);
+    assert_eq!(names(|entry| entry.add_bos), ["llama-bpe", "tekken", "chameleon"]);
+}
+
 #[test]
 fn a_name_stands_once() {
     let mut all = names();
