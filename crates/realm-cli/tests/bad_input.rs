@@ -177,7 +177,11 @@ fn missing_and_broken_tokenizers() {
         refused(|file| _ = file.set(&key(name), 1u32), &[name]);
     }
     refused(|file| _ = file.set(&key("model"), "made-up"), &["made-up"]);
-    refused(|file| _ = file.set(&key("model"), "gpt2").set(&key("pre"), "made-up"), &["made-up"]);
+    let unknown_pre = |file: &mut Tiny| {
+        file.set(&key("model"), "gpt2").set(&key("pre"), "made-up");
+        file.set(&key("merges"), strings(&["a b"]));
+    };
+    refused(unknown_pre, &["made-up"]);
     refused(|file| _ = file.set(&key("bos_token_id"), 999u32), &["bos_token_id", "999"]);
     refused(|file| _ = file.set(&key("token_type"), vec![1i32; 3]), &["token_type"]);
     refused(|file| _ = file.set(&key("scores"), vec![f32::NAN; 262]), &["scores"]);

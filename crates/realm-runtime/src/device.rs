@@ -5,7 +5,8 @@ use std::{
     sync::{Arc, OnceLock},
 };
 
-use realm_compute_cpu::{CpuBackend, CpuOptions, IsaLimit, Roofline};
+pub use realm_compute_cpu::IsaLimit;
+use realm_compute_cpu::{CpuBackend, CpuOptions, Roofline};
 use realm_compute_gpu::{GpuDevice, Probe, Reason};
 use realm_core::backend::{Backend, Precision};
 

@@ -92,9 +92,7 @@ pub enum RuntimeError {
         path: String,
     },
     /// Logits that biases and penalties leave no token of.
-    #[error(
-        "logit biases and penalties leave no token to choose; ban fewer tokens"
-    )]
+    #[error("logit biases and penalties leave no token to choose; ban fewer tokens")]
     AllBanned {
         /// The sequences that have no next token and were ended.
         sequences: Vec<SequenceId>,

@@ -1,7 +1,8 @@
 //! Models, KV cache, scheduler, sampler and engine: everything between a model file and its tokens.
 //!
 //! [`Model::open`] reads a file's metadata and builds its graph; [`Engine::new`] puts it on a device;
-//! [`Engine::submit`] and [`Engine::step`] run sequences side by side.
+//! [`Engine::submit`] and [`Engine::step`] run sequences side by side. [`text::Llm`] is all of it for one
+//! text after the other.
 
 pub mod attention;
 pub mod device;
@@ -24,6 +25,7 @@ pub use engine::{Engine, EngineOptions, EngineStats, Progress, Upload};
 pub use error::RuntimeError;
 pub use model::Model;
 pub use placement::{Loaded, Placement};
+pub use realm_core::backend::{KvType, Precision};
 pub use request::{Event, Finish, Request, SequenceId, TokenLogprobs};
 pub use sampler::SamplingParams;
 pub use split::SplitBackend;

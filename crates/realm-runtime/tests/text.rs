@@ -50,6 +50,12 @@ fn finish(pieces: &[Piece]) -> Option<FinishReason> {
 }
 
 #[test]
+fn a_model_can_go_to_another_thread() {
+    fn sent<T: Send>(_: &T) {}
+    sent(&llm());
+}
+
+#[test]
 fn pieces_are_the_text_of_the_tokens() {
     let mut llm = llm();
     let pieces = pieces(&mut llm, PROMPT, &greedy(40));

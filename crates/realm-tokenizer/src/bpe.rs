@@ -16,6 +16,10 @@ use crate::{
     pretokenizer::PreTokenizer,
 };
 
+/// Most bytes between two places where a pre-tokenizer splits. Words of a language are nowhere near;
+/// runs of one character are.
+const MOST_WORD: usize = 1 << 22;
+
 /// A byte-level BPE model.
 #[derive(Debug)]
 pub(crate) struct ByteLevelBpe {
@@ -55,9 +59,15 @@ impl ByteLevelBpe {
     }
 
     /// Appends the ids of `text`, without the bytes that have no token.
+    ///
+    /// # Errors
+    /// A word that is too long: merging takes about a hundred bytes for each of its own.
     pub(crate) fn encode(&self, text: &str, output: &mut Vec<u32>) -> Result<(), TokenizerError> {
         let mut word = String::new();
         for range in self.pre.split(text) {
+            if range.len() > MOST_WORD {
+                return Err(TokenizerError::WordTooLong { len: range.len(), most: MOST_WORD });
+            }
             word.clear();
             word.extend(text[range].bytes().map(|byte| self.alphabet.char(byte)));
             if self.pre.ignore_merges

@@ -128,6 +128,17 @@ pub enum TokenizerError {
         /// The byte.
         byte: u8,
     },
+    /// A stretch of text that has no place to split, too long to be merged in bounded memory.
+    #[error(
+        "the text has a stretch of {len} bytes without a place to split, and at most {most} can be \
+         merged: put spaces or line ends into it"
+    )]
+    WordTooLong {
+        /// Its length in bytes.
+        len: usize,
+        /// The most that is taken.
+        most: usize,
+    },
     /// The text is too long for 32-bit positions.
     #[error("the text has {len} bytes: split it into parts of at most 1 GiB")]
     TextTooLong {

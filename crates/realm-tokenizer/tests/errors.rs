@@ -195,3 +195,17 @@ fn what_the_vocabulary_says_can_be_asked() {
     assert_eq!(tokenizer.token_bytes(tokenizer.token_id("▁the").unwrap()).unwrap(), b" the");
     assert_eq!(tokenizer.token_type(277), Some(TokenType::UserDefined));
 }
+
+#[test]
+fn a_word_that_would_take_gigabytes_is_refused() {
+    let tokenizer = Tokenizer::new(small::byte_level("gpt-2")).unwrap();
+    let most = 1 << 22;
+    // A space in front belongs to the word.
+    let mut text = "a ".repeat(1000) + &"x".repeat(most - 1);
+    assert!(tokenizer.encode(&text, EncodeOptions::default()).is_ok());
+    text.push('x');
+    let error = tokenizer.encode(&text, EncodeOptions::default()).unwrap_err();
+    let len = most + 1;
+    assert_eq!(error, TokenizerError::WordTooLong { len, most });
+    assert_says(&error.to_string(), &["without a place to split", "put spaces or line ends"]);
+}
