@@ -19,6 +19,15 @@ use crate::{
     npy, run::RunArgs, synth::SynthArgs, tokenize::TokenizeArgs,
 };
 
+/// Of the short help, which is also what `realm` alone shows.
+const FIRST_EXAMPLES: &str = "\
+Examples, with the small model that is built in:
+  realm run \"Shall I compare thee\"
+  realm chat
+  realm doctor
+
+`realm --help` shows more examples, `realm COMMAND --help` tells about a command.";
+
 const EXAMPLES: &str = "\
 Examples:
   Continue a text with the small model that is built in, or with one from a GGUF file:
@@ -32,6 +41,7 @@ Examples:
       realm inspect -m model.gguf --ctx 8192
 
   See where it would run, and what keeps it off a GPU:
+      realm doctor
       realm doctor -m model.gguf
 
   Measure speed without a large model at hand, with random weights:
@@ -45,7 +55,13 @@ Examples:
 /// Realm continues texts and talks, with a model from a GGUF file or the small one that is built in.
 /// Generated text goes to stdout, figures and messages to stderr, so that it can stand in a pipe.
 #[derive(Debug, Parser)]
-#[command(name = "realm", version, arg_required_else_help = true, after_long_help = EXAMPLES)]
+#[command(
+    name = "realm",
+    version,
+    arg_required_else_help = true,
+    after_help = FIRST_EXAMPLES,
+    after_long_help = EXAMPLES
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) log: LogArgs,
@@ -83,9 +99,10 @@ pub(crate) enum Command {
     Devices(DevicesArgs),
     /// Say in one screen what would run where, and why
     ///
-    /// Looks at the processor, at each kind of GPU, at the settings in the environment and, with -m, at
-    /// a model file: whether Realm knows its architecture, its tokenizer and its chat template, where
-    /// its layers would go and what memory they take. Nothing is loaded. The last line is the verdict.
+    /// Looks at the processor, at each kind of GPU, at the settings in the environment and at a model,
+    /// that of -m or the built-in one: whether Realm knows its architecture, its tokenizer and its chat
+    /// template, where its layers would go and what memory they take. Nothing is loaded. The last line is
+    /// the verdict.
     /// The exit code is 0 where something can run, 1 where nothing can.
     Doctor(DoctorArgs),
     /// Turn text on stdin into token ids

@@ -16,7 +16,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::error::{CliError, Result};
 
 /// Most bytes that are read from stdin: a tokenizer's work memory is several times its text.
-const MOST_INPUT: u64 = 1 << 28;
+const MOST_INPUT: u64 = 1 << 26;
 
 /// A line for the user. That stderr may be closed is no reason to stop.
 pub(crate) fn say(line: impl Display) {
@@ -144,7 +144,7 @@ impl Output {
 /// All of stdin as text; `what` is asked for where a person sits at it.
 ///
 /// # Errors
-/// The system's refusal, bytes that are no UTF-8, more than 256 MiB.
+/// The system's refusal, bytes that are no UTF-8, more than 64 MiB.
 pub(crate) fn read_stdin(what: &str) -> Result<String> {
     let stdin = io::stdin().lock();
     if stdin.is_terminal() {

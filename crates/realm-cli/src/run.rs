@@ -111,6 +111,7 @@ impl RunArgs {
 pub(crate) fn run(args: &RunArgs) -> Result<()> {
     let model = args.model.open()?;
     let path = model.file().path();
+    args.sampling.check(&model)?;
     let tokenizer = tokenizer(args, &model)?;
     let prompt = prompt(args, path, tokenizer.as_ref())?;
     args.engine.check_prompt(prompt.len(), &model)?;

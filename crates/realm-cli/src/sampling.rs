@@ -6,9 +6,9 @@ use std::{
     str::FromStr,
 };
 
-use realm_runtime::SamplingParams;
+use realm_runtime::{Model, SamplingParams};
 
-use crate::args;
+use crate::{args, error::CliError};
 
 /// How tokens are chosen, and texts that end the choosing.
 #[derive(Debug, Clone, PartialEq, clap::Args)]
@@ -124,6 +124,31 @@ impl SamplingArgs {
             logit_bias: self.logit_bias.clone(),
             seed: self.seed.map_or_else(draw, |seed| seed.wrapping_add(again)),
         }
+    }
+}
+
+impl SamplingArgs {
+    /// Whether biased tokens are among the `vocabulary`.
+    ///
+    /// # Errors
+    /// The first one that is not, with the range.
+    pub(crate) fn check_ids(&self, vocabulary: usize) -> Result<(), String> {
+        match self.logit_bias.iter().find(|(id, _)| *id as usize >= vocabulary) {
+            Some((id, _)) => Err(format!(
+                "token {id} is not in the model's vocabulary; ids go from 0 to {}",
+                vocabulary.saturating_sub(1)
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for the command line, before anything is loaded.
+    ///
+    /// # Errors
+    /// As [`check_ids`](Self::check_ids).
+    pub(crate) fn check(&self, model: &Model) -> crate::error::Result<()> {
+        let wrong = |problem| CliError::Input(format!("--logit-bias: {problem}"));
+        self.check_ids(model.vocabulary()).map_err(wrong)
     }
 }
 

@@ -65,10 +65,22 @@ fn the_precision_in_effect_is_told() {
 }
 
 #[test]
+fn more_context_than_the_model_was_trained_for_is_noted() {
+    for (depth, noted) in [("500", false), ("600", true)] {
+        let line = ["bench", "--device", "cpu", "-p", "4", "-n", "0", "-r", "1", "-d", depth];
+        let output = Command::new(env!("CARGO_BIN_EXE_realm")).args(line).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{errors}");
+        assert_eq!(errors.contains("is more than the 512 that the model was trained for"), noted);
+    }
+}
+
+#[test]
 fn tests_that_cannot_be_run_are_misuse() {
     for (line, part) in [
         (&["-p", "0", "-n", "0"][..], "nothing to measure"),
         (&["-p", "512", "--ctx", "100"], "--ctx 100 is too small"),
+        (&["--plot", "a/ok.PNG"], "--plot a/ok.PNG: the picture is SVG, not png; name it a/ok.svg"),
     ] {
         let line = [&["bench", "-m", "nowhere.gguf"], line].concat();
         let output = Command::new(env!("CARGO_BIN_EXE_realm")).args(&line).output().unwrap();

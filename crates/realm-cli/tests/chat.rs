@@ -158,8 +158,13 @@ fn templates_that_cannot_be_used() {
     fs::write(&template, vec![b'x'; 2 << 20]).unwrap();
     fails(&["t.jinja", "1 MiB"]);
     // An empty prompt is no prompt: the vocabulary's start is there all the same.
-    fs::write(&template, "").unwrap();
-    chat(&model, &["--chat-template", template.to_str().unwrap(), "-n", "1"], "hello").good();
+    for constant in ["", "Say something."] {
+        fs::write(&template, constant).unwrap();
+        let options = ["--chat-template", template.to_str().unwrap(), "-n", "1"];
+        let ran = chat(&model, &options, "hello\nhello").good();
+        let noted = ran.stderr.matches("the chat template leaves the conversation out").count();
+        assert_eq!(noted, 1, "{}", ran.stderr);
+    }
 }
 
 #[test]
@@ -173,12 +178,15 @@ fn lines_that_cannot_be_answered() {
     fails(b"/wibble", &["/wibble", "/help lists them"]);
     fails(b"/set tmperature 1", &["did you mean temperature?"]);
     fails(b"/set temperature hot", &["temperature", "a number from 0 up"]);
+    fails(b"/set logit-bias 262=1", &["logit-bias", "token 262", "from 0 to 261"]);
     fails(b"/undo", &["nothing was said yet"]);
     fails(b"/regenerate", &["nothing was said yet"]);
     fails(b"/save", &["/save FILE"]);
     fails(b"\xff\n", &["stdin: line 1 is no UTF-8"]);
     let at = |name: &str| folder.path().join(name);
     fails(format!("/load {}", at("none.json").display()).as_bytes(), &["none.json", "cannot read"]);
+    let nowhere = format!("/save {}", at("nosuch/x.json").display());
+    fails(nowhere.as_bytes(), &["nosuch/x.json: there is no folder", "create it"]);
     fs::write(at("bad.json"), "[1]").unwrap();
     fails(format!("/load {}", at("bad.json").display()).as_bytes(), &["bad.json", "message 1"]);
     // The model itself is not overwritten.

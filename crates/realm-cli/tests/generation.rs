@@ -117,7 +117,7 @@ fn bias_and_penalties_reach_the_choice() {
     let banned = ids(&["--logit-bias", &format!("{}=-inf", byte(b'x')), "-n", "1"]);
     assert_ne!(banned, byte(b'x').to_string());
     let wild = realm(args!["run", "-m", model, "a", "--logit-bias", "99999=1"]);
-    wild.fails(&["99999"]);
+    wild.fails(&["--logit-bias: token 99999 is not in the model's vocabulary", "from 0 to 261"]);
 }
 
 #[cfg(unix)]

@@ -130,6 +130,20 @@ def lines_are_edited():
     chat.leaves()
 
 
+def lines_typed_ahead_wait():
+    chat = Chat("--no-history")
+    chat.prompt()
+    chat.type("line one\rline two\rline three\r")
+    for _ in range(3):
+        chat.expect("xyz")
+    chat.prompt()
+    asked = [text for role, text in saved(chat) if role == "user"]
+    assert asked == ["line one", "line two", "line three"], asked
+    chat.prompt()
+    chat.type(CTRL_D)
+    chat.leaves()
+
+
 def an_answer_is_interrupted():
     chat = Chat(model=ENDLESS)
     chat.prompt()
@@ -186,8 +200,11 @@ def lines_are_remembered():
     assert stat.S_IMODE(os.stat(history).st_mode) == 0o600, oct(os.stat(history).st_mode)
     with open(history) as file:
         assert "secret" not in file.read()
+    # Rights that it had from elsewhere are taken away.
+    os.chmod(history, 0o644)
     chat = Chat()
     chat.prompt()
+    assert stat.S_IMODE(os.stat(history).st_mode) == 0o600, oct(os.stat(history).st_mode)
     chat.type(UP + UP)
     chat.expect("first line")
     chat.line("")
@@ -264,6 +281,7 @@ def bytes_that_are_no_text_end_no_chat():
 for test in [
     talks_and_leaves,
     lines_are_edited,
+    lines_typed_ahead_wait,
     an_answer_is_interrupted,
     ctrl_c_at_the_prompt,
     lines_are_remembered,

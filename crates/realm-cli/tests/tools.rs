@@ -56,7 +56,9 @@ fn the_doctor_says_what_runs_where_and_why() {
     for line in ran.text().lines() {
         assert!(line.chars().count() <= 80 && line == line.trim_end(), "{line:?}");
     }
-    assert!(ran.text().contains("architectures: "), "{}", ran.text());
+    let text = unwrapped(ran.text());
+    assert!(text.contains("\nmodel       built-in demo model (no -m): "), "{text}");
+    assert!(text.contains("has a chat template") && text.contains("\nmemory "), "{text}");
 }
 
 #[test]
@@ -89,6 +91,13 @@ fn the_doctor_finds_what_keeps_a_model_from_running() {
 }
 
 #[test]
+fn realm_alone_shows_what_to_try() {
+    let ran = realm([""; 0]);
+    assert_eq!(ran.code, Some(2));
+    assert!(ran.stderr.contains("\n  realm run \"Shall I compare thee\"\n"), "{}", ran.stderr);
+}
+
+#[test]
 fn the_doctor_warns_of_settings_that_nothing_reads() {
     let output = command(["doctor"]).env("REALM_THREAD", "4\n").output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -106,7 +115,10 @@ fn the_doctor_measures_where_it_is_asked_to() {
     let figure = |key: &str| object["model"][key].as_f64().unwrap();
     let most = figure("read_bytes_per_second") / figure("bytes_per_token");
     assert!((figure("most_tokens_per_second") / most - 1.0).abs() < 1e-9, "{object}");
-    realm(["doctor", "--measure"]).misused("--model");
+    assert_eq!(object["model"]["built_in"], false);
+    let object = json(&args!["doctor", "--device", "cpu", "--measure", "--json"]);
+    assert!(object["model"]["most_tokens_per_second"].as_f64().unwrap() > 0.0, "{object}");
+    assert_eq!(object["model"]["built_in"], true);
 }
 
 /// Every name in a JSON document, but of what a model file names itself.

@@ -96,6 +96,18 @@ pub enum GgufErrorKind {
     /// A folder, a pipe or a device where a file is to be written.
     #[error("is there and is no file; choose another name")]
     NoFile,
+    /// The folder of a file that is to be written is not there.
+    #[error("there is no folder {}; create it or choose another", Quoted(folder))]
+    NoFolder {
+        /// The folder.
+        folder: String,
+    },
+    /// The operating system makes no file in a folder.
+    #[error("cannot create a file in its folder: {error}; choose another folder")]
+    FolderRefused {
+        /// The system's answer.
+        error: io::Error,
+    },
     /// The first four bytes are not `GGUF`.
     #[error("not a GGUF file (it starts with {found}){hint}")]
     NotGguf {

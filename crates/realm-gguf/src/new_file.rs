@@ -31,7 +31,7 @@ impl NewFile {
     ///
     /// # Errors
     /// Something at `path` that is no regular file (a device, a pipe, a folder): it would be
-    /// replaced as a file is. The system's refusal, for example a folder that is missing.
+    /// replaced as a file is. A folder that is missing, and the system's refusal to make files there.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, GgufError> {
         let path = path.as_ref();
         let io = |action| move |error| GgufError::io(path, action, error);
@@ -40,16 +40,27 @@ impl NewFile {
             return Err(GgufError::new(path, Place::File, GgufErrorKind::NoFile));
         }
         let target = resolve(path).map_err(io("follow the link"))?;
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".realm-").suffix(".part");
-        #[cfg(unix)]
-        {
-            // Like any new file, not the owner-only rights of temporary files.
-            use std::os::unix::fs::PermissionsExt;
-            builder.permissions(std::fs::Permissions::from_mode(0o666));
+        let folder = folder(&target);
+        let missing = match folder.metadata() {
+            Ok(found) => !found.is_dir(),
+            Err(error) => {
+                matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+            }
+        };
+        if missing {
+            let kind = GgufErrorKind::NoFolder { folder: folder.display().to_string() };
+            return Err(GgufError::new(path, Place::File, kind));
         }
-        let part = builder.tempfile_in(folder(&target));
-        let part = part.map_err(io("create a temporary file in its folder"))?;
+        // With the rights of any new file, not the owner-only ones of temporary files; and what the
+        // system says stays free of the temporary name, which nobody asked for.
+        let open = |part: &Path| {
+            std::fs::OpenOptions::new().read(true).write(true).create_new(true).open(part)
+        };
+        let mut builder = tempfile::Builder::new();
+        let part = builder.prefix(".realm-").suffix(".part").make_in(folder, open);
+        let part = part.map_err(|error| {
+            GgufError::new(path, Place::File, GgufErrorKind::FolderRefused { error })
+        })?;
         Ok(Self { path: path.to_path_buf(), target, part })
     }
 
@@ -108,5 +119,32 @@ fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_missing_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        for place in [folder.path().join("nosuch"), file] {
+            let error = NewFile::create(place.join("x.svg")).unwrap_err().to_string();
+            let (asked, folder) = (place.join("x.svg"), place.file_name().unwrap());
+            assert!(error.starts_with(&asked.display().to_string()), "{error}");
+            assert!(error.contains(folder.to_str().unwrap()) && error.contains("create it"));
+            assert!(!error.contains(".part"), "{error}");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_folder_that_takes_no_files_is_told_without_the_temporary_name() {
+        let error = NewFile::create("/proc/self/x.svg").unwrap_err().to_string();
+        assert!(error.starts_with("/proc/self/x.svg: cannot create a file"), "{error}");
+        assert!(error.contains("choose another") && !error.contains(".part"), "{error}");
     }
 }

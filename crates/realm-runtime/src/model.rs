@@ -29,6 +29,8 @@ impl Model {
     /// As [`Model::open`].
     pub fn new(file: GgufFile) -> Result<Self, RuntimeError> {
         let built = models::build(&file)?;
+        let (path, layers) = (file.path().display(), built.graph.layers());
+        tracing::info!(%path, layers, context = built.context, "opened a model");
         Ok(Self { file, built })
     }
 

@@ -96,6 +96,7 @@ pub(crate) struct BenchArgs {
 /// A model that cannot be loaded, tests that do not fit the memory, the device's failure.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
     let plan = plan(args)?;
+    args.plot.as_deref().map_or(Ok(()), check_picture)?;
     let mut options = options(args, &plan)?;
     let model = args.model.open()?;
     // Begun before anything is measured: a path that cannot be written is found out at once.
@@ -182,6 +183,28 @@ fn ceilings(device: &Device, precision: Precision, floats: bool) -> Option<Ceili
 /// Tests that cannot be run as they were asked for.
 fn misuse(problem: impl std::fmt::Display) -> CliError {
     CliError::Usage(clap::Error::raw(ErrorKind::ValueValidation, format!("{problem}\n")))
+}
+
+/// Endings of pictures and pages that are no SVG.
+const OTHER_PICTURES: [&str; 16] = [
+    "png", "jpg", "jpeg", "gif", "webp", "bmp", "tif", "tiff", "avif", "heic", "ico", "pdf", "ps",
+    "eps", "svgz", "html",
+];
+
+/// Whether a picture's name fits what is in it.
+///
+/// # Errors
+/// One that promises another format.
+fn check_picture(path: &Path) -> Result<()> {
+    let other = path.extension().and_then(|it| it.to_str()).map(str::to_lowercase);
+    match other.filter(|other| OTHER_PICTURES.contains(&other.as_str())) {
+        Some(other) => Err(misuse(format_args!(
+            "--plot {}: the picture is SVG, not {other}; name it {}",
+            one_line(&path.display().to_string()),
+            one_line(&path.with_extension("svg").display().to_string())
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn plan(args: &BenchArgs) -> Result<Plan> {

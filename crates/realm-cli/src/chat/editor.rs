@@ -125,6 +125,7 @@ impl Terminal {
         let printer = printer.map(|it| Box::new(it) as Box<dyn ExternalPrinter>);
         let history = history_file().filter(|_| remember);
         if let Some(path) = &history {
+            make_private(path);
             // One that is missing or damaged is no reason not to begin.
             _ = editor.load_history(path);
         }
@@ -177,6 +178,21 @@ fn history_file() -> Option<PathBuf> {
     let state = state.or_else(|| std::env::home_dir().map(|home| home.join(".local/state")))?;
     Some(state.join("realm").join("chat_history"))
 }
+
+/// Takes from others what rights they have in a file of old.
+#[cfg(unix)]
+fn make_private(file: &Path) {
+    use std::os::unix::fs::PermissionsExt;
+    // A device in its place is everybody's.
+    let found = file.metadata().ok().filter(|found| found.is_file());
+    if found.is_some_and(|found| found.permissions().mode() & 0o077 != 0) {
+        _ = fs::set_permissions(file, fs::Permissions::from_mode(0o600));
+    }
+}
+
+/// Below the local data folder others have no rights from the start.
+#[cfg(not(unix))]
+fn make_private(_: &Path) {}
 
 /// Makes the folder of a file that is nobody else's business.
 fn make_private_folder(file: &Path) {

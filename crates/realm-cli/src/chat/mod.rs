@@ -10,10 +10,12 @@ use std::{io::Read, path::Path, path::PathBuf};
 
 use clap::ValueHint;
 use realm_runtime::{Model, RuntimeError, text::Llm};
-use realm_tokenizer::chat::ChatTemplate;
+use realm_tokenizer::chat::{self, Chat, ChatTemplate};
+use serde_json::Map;
 
 use crate::{
     args::{EngineArgs, ModelArgs},
+    console,
     error::{CliError, Result},
     load,
     sampling::SamplingArgs,
@@ -33,7 +35,8 @@ Examples:
 At a terminal lines can be edited as in a shell, Tab completes commands, and the arrow up brings back \
 what was said before, in earlier chats too: it is kept in ~/.local/state/realm/chat_history (or below \
 XDG_STATE_HOME), readable by you alone; lines that begin with a space are not. A line that ends with \\ \
-goes on in the next one. /help lists the commands: to begin anew, to answer again, to save and load, to \
+goes on in the next one. A paste of several lines is one message where the terminal marks pastes; where \
+it does not, they are messages, one after the other. /help lists the commands: to begin anew, to answer again, to save and load, to \
 change settings. Ctrl-C ends an answer and keeps what was said; at the prompt it clears the line, and \
 twice on an empty line, or Ctrl-D, leaves.
 
@@ -80,14 +83,20 @@ pub(crate) struct ChatArgs {
 /// chat; elsewhere every error does.
 pub(crate) fn run(args: &ChatArgs) -> Result<()> {
     let model = args.model.open()?;
-    let path = model.file().path();
+    args.sampling.check(&model)?;
     let template = template(args, &model)?;
+    if leaves_out(&template) {
+        console::note(
+            "the chat template leaves the conversation out: the model will not see what you say; \
+             --chat-template FILE gives another one",
+        );
+    }
     let tokenizer = model.tokenizer()?;
     let mut device = args.engine.device.open()?;
     let options = args.engine.options();
     let engine = load::engine(&model, &mut device, &options)?;
     let llm = Llm::new(&model, engine, Some(tokenizer), Some(template));
-    Session::new(llm, path, args)?.run()
+    Session::new(llm, &model, args)?.run()
 }
 
 /// The chat template: that of the command line, or the model's own.
@@ -104,6 +113,22 @@ fn template(args: &ChatArgs, model: &Model) -> Result<ChatTemplate> {
         }
         error => error.into(),
     })
+}
+
+/// Whether a template has no place for what the user says. One that fails tells that itself, at the
+/// first message.
+fn leaves_out(template: &ChatTemplate) -> bool {
+    // A word that reads the same however a template quotes or trims it.
+    const WORD: &str = "wibblewobble";
+    let (messages, extra) = ([chat::message("user", WORD)], Map::new());
+    let rendered = template.render(&Chat {
+        messages: &messages,
+        tools: None,
+        add_generation_prompt: true,
+        extra: &extra,
+        now: None,
+    });
+    rendered.is_ok_and(|text| !text.to_lowercase().contains(WORD))
 }
 
 fn read_template(path: &Path) -> Result<String> {

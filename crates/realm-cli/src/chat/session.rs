@@ -6,7 +6,7 @@ use std::{
 };
 
 use realm_runtime::{
-    RuntimeError,
+    Model, RuntimeError,
     text::{FinishReason, GenerateOptions, Llm},
 };
 use realm_tokenizer::TokenizerError;
@@ -62,19 +62,23 @@ enum Next {
 }
 
 impl<'a> Session<'a> {
-    /// A chat with `llm`, whose file is at `model`.
+    /// A chat with `llm`, which is `model`.
     ///
     /// # Errors
     /// A terminal that cannot be set up.
-    pub(super) fn new(llm: Llm, model: &'a Path, args: &'a ChatArgs) -> Result<Self> {
+    pub(super) fn new(llm: Llm, model: &'a Model, args: &'a ChatArgs) -> Result<Self> {
         Ok(Self {
             llm,
-            model,
+            model: model.file().path(),
             template: args.chat_template.as_deref(),
             step_tokens: args.engine.options().step_tokens,
             lines: Lines::new(Settings::names(), !args.no_history)?,
             talk: Conversation::new(args.system.as_deref()),
-            settings: Settings::new(args.sampling.clone(), args.n.map(|tokens| tokens as usize)),
+            settings: Settings::new(
+                args.sampling.clone(),
+                args.n.map(|tokens| tokens as usize),
+                model.vocabulary(),
+            ),
             again: 0,
             said_shortened: false,
             last: None,

@@ -16,12 +16,14 @@ pub(super) struct Settings {
     pub(super) sampling: SamplingArgs,
     /// Most tokens of an answer.
     pub(super) tokens: Option<usize>,
+    /// Tokens that the model knows.
+    vocabulary: usize,
 }
 
 impl Settings {
-    /// As the command line has them.
-    pub(super) fn new(sampling: SamplingArgs, tokens: Option<usize>) -> Self {
-        Self { sampling, tokens }
+    /// As the command line has them, for a model that knows `vocabulary` tokens.
+    pub(super) fn new(sampling: SamplingArgs, tokens: Option<usize>, vocabulary: usize) -> Self {
+        Self { sampling, tokens, vocabulary }
     }
 
     /// All names.
@@ -68,7 +70,11 @@ impl Settings {
             self.tokens = tokens;
             return Ok(());
         }
-        (find(name)?.set)(&mut self.sampling, value).map_err(wrong)
+        let mut changed = self.sampling.clone();
+        (find(name)?.set)(&mut changed, value).map_err(wrong)?;
+        changed.check_ids(self.vocabulary).map_err(wrong)?;
+        self.sampling = changed;
+        Ok(())
     }
 }
 
@@ -99,7 +105,7 @@ mod tests {
 
     #[test]
     fn settings_are_found_by_name() {
-        let mut settings = Settings::new(Args::parse_from(["x"]).sampling, None);
+        let mut settings = Settings::new(Args::parse_from(["x"]).sampling, None, 262);
         settings.set("temperature", "0.5").unwrap();
         settings.set("tokens", "7").unwrap();
         assert_eq!(settings.tokens, Some(7));
@@ -115,10 +121,17 @@ mod tests {
             ("wibble", "1", "/set lists them"),
             ("temperature", "-1", "temperature: a temperature is a number from 0 up"),
             ("tokens", "0", "tokens: a whole number from 1 up"),
+            (
+                "logit-bias",
+                "262=1",
+                "logit-bias: token 262 is not in the model's vocabulary; ids go from 0 to 261",
+            ),
         ] {
             let error = settings.set(name, value).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
+        assert_eq!(settings.get("logit-bias").unwrap(), "logit-bias is none");
+        settings.set("logit-bias", "261=1").unwrap();
         assert!(settings.get("wibble").is_err());
     }
 }

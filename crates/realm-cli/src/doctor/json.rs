@@ -26,7 +26,7 @@ pub(super) fn describe(findings: &Findings) -> Value {
         "features": device::features(),
         "granted_threads": std::thread::available_parallelism().map_or(1, usize::from),
         "devices": reports.iter().map(devices::object).collect::<Vec<_>>(),
-        "model": subject.as_ref().map(model),
+        "model": model(subject),
         "environment": variables.collect::<Vec<_>>(),
         "runs": runs,
         "used_devices": used,
@@ -37,6 +37,7 @@ pub(super) fn describe(findings: &Findings) -> Value {
 fn model(subject: &Subject) -> Value {
     let mut object = json!({
         "path": subject.path.display().to_string(),
+        "built_in": subject.built_in,
         "problem": subject.problem,
         "layers": subject.layers,
         "notes": subject.notes,

@@ -25,19 +25,23 @@ Examples:
   Where does `realm run` run here, and what keeps it off the GPU?
       realm doctor
 
-  Does this model fit, and how fast could it generate at most?
+  How fast could the built-in model generate at most?
+      realm doctor --measure
+
+  Does this model fit, and how fast could it generate?
       realm doctor -m model.gguf --measure";
 
 /// Options of `realm doctor`.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = EXAMPLES)]
 pub(crate) struct DoctorArgs {
-    /// A model to look at, a GGUF file; of a split one its first part
+    /// The model to look at, a GGUF file; of a split one its first part [default: the built-in demo
+    /// model]
     #[arg(short, long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     model: Option<PathBuf>,
     /// Measure how fast the CPU reads memory, which takes a second or two, and say how many tokens a
     /// second the model can generate there at most
-    #[arg(long, requires = "model")]
+    #[arg(long)]
     measure: bool,
     /// Print a JSON object instead
     #[arg(long)]
@@ -49,7 +53,7 @@ pub(crate) struct DoctorArgs {
 /// What was found.
 struct Findings {
     reports: Vec<Report>,
-    subject: Option<Subject>,
+    subject: Subject,
     environment: Vec<Variable>,
     verdict: Verdict,
 }
@@ -105,24 +109,22 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
 fn examine(
     args: &DoctorArgs,
     device: std::result::Result<Device, RuntimeError>,
-) -> (Option<Subject>, Verdict) {
+) -> (Subject, Verdict) {
     let mut device = match device {
         Ok(device) => device,
         Err(error) => {
-            let subject = args.model.as_deref().map(|path| Subject::open(path, None, args));
-            return (subject, Verdict::Nothing { because: error.to_string() });
+            return (Subject::open(None, args), Verdict::Nothing { because: error.to_string() });
         }
     };
-    let subject = args.model.as_deref().map(|path| Subject::open(path, Some(&mut device), args));
-    if let Some(problem) = subject.as_ref().and_then(|subject| subject.problem.clone()) {
+    let subject = Subject::open(Some(&mut device), args);
+    if let Some(problem) = subject.problem.clone() {
         return (subject, Verdict::Nothing { because: problem });
     }
-    let devices = match subject.as_ref().and_then(|subject| subject.placed.as_ref()) {
+    let devices = match &subject.placed {
         Some(placed) => placed.memory.devices.iter().map(|part| part.device.clone()).collect(),
         None => vec![device.backend().info().name.clone()],
     };
-    let notes = subject.iter().flat_map(|subject| &subject.notes);
-    let because = because(args, &device, notes);
+    let because = because(args, &device, subject.notes.iter());
     (subject, Verdict::Runs { devices, because })
 }
 

@@ -1,9 +1,6 @@
 //! A model file and what running it takes.
 
-use std::{
-    collections::BTreeMap,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use realm_core::{
     Graph,
@@ -14,11 +11,13 @@ use realm_gguf::{GgufFile, TensorInfo};
 use realm_runtime::{Model, device::Device, memory::MemoryPlan};
 
 use super::DoctorArgs;
-use crate::console::with_spinner;
+use crate::{console::with_spinner, demo};
 
 /// A model file.
 pub(super) struct Subject {
     pub(super) path: PathBuf,
+    /// No file was named: it is the model in the box.
+    pub(super) built_in: bool,
     /// Why it cannot run; `None` where it can, or where there is no device to run it.
     pub(super) problem: Option<String>,
     /// `None` where the file cannot be read.
@@ -69,26 +68,29 @@ impl Placed {
 }
 
 impl Subject {
-    /// Looks at the file at `path`, and plans it for `device` where there is one.
-    pub(super) fn open(path: &Path, device: Option<&mut Device>, args: &DoctorArgs) -> Self {
+    /// Looks at the model that is asked for, and plans it for `device` where there is one.
+    pub(super) fn open(device: Option<&mut Device>, args: &DoctorArgs) -> Self {
         let mut subject = Self {
-            path: path.to_path_buf(),
+            path: args.model.clone().unwrap_or_default(),
+            built_in: args.model.is_none(),
             problem: None,
             file: None,
             layers: None,
             placed: None,
             notes: Vec::new(),
         };
-        let file = match GgufFile::open(path) {
+        let file = match args.model.as_deref().map_or_else(demo::file, GgufFile::open) {
             Ok(file) => file,
             Err(error) => {
                 subject.problem = Some(error.to_string());
                 return subject;
             }
         };
+        subject.path = file.path().to_path_buf();
         let mut facts = FileFacts::new(&file);
         if file.tensors().is_empty() {
-            subject.problem = Some(format!("{}: no tensors, so nothing to run", path.display()));
+            subject.problem =
+                Some(format!("{}: no tensors, so nothing to run", subject.path.display()));
             subject.file = Some(facts);
             return subject;
         }

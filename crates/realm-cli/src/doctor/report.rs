@@ -72,7 +72,7 @@ pub(super) fn describe(findings: &Findings, measured: bool) -> String {
     let (version, os, arch) =
         (env!("CARGO_PKG_VERSION"), std::env::consts::OS, std::env::consts::ARCH);
     rows.row("realm", &format!("{version} for {os} on {arch}, built {features}"));
-    if findings.subject.is_none() {
+    if findings.subject.built_in {
         let names: Vec<&str> = models::names().collect();
         rows.row("models", &format!("architectures: {}", names.join(", ")));
     }
@@ -80,10 +80,8 @@ pub(super) fn describe(findings: &Findings, measured: bool) -> String {
     for report in &findings.reports {
         rows.row(&report.name, &device_text(report));
     }
-    if let Some(subject) = &findings.subject {
-        rows.gap();
-        model(&mut rows, subject, measured);
-    }
+    rows.gap();
+    model(&mut rows, &findings.subject, measured);
     rows.gap();
     rows.row("environment", &environment(findings));
     rows.row("verdict", &findings.verdict.said());
@@ -118,7 +116,8 @@ fn model(rows: &mut Rows, subject: &Subject, measured: bool) {
         rows.row("model", &format!("{path}: cannot be read"));
         return;
     };
-    rows.row("model", &format!("{path}: {}", file_text(file)));
+    let unnamed = if subject.built_in { " (no -m)" } else { "" };
+    rows.row("model", &format!("{path}{unnamed}: {}", file_text(file)));
     let architecture = file.architecture.as_deref().unwrap_or("not named");
     let known = match subject.layers {
         Some(layers) => format!("supported, {}", layers_said(layers)),

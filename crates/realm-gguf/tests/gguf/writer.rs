@@ -123,7 +123,7 @@ fn unwritable_places_are_errors() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("no/such/folder/m.gguf");
     let text = error_text(&writer().write_file(&path, |_, _| Ok(())).expect_err("no folder"));
-    assert_says(&text, &["m.gguf", "temporary file"]);
+    assert_says(&text, &["m.gguf", "there is no folder"]);
     let fill = |_: &_, out: &mut dyn Write| out.write_all(&[0; 32]);
     let text = error_text(&writer().write_file(folder.path(), fill).expect_err("a folder"));
     assert_says(&text, &["is no file"]);
