@@ -2,6 +2,8 @@
 //! accepted encodes every text and decodes any ids, whole and piece by piece alike.
 #![no_main]
 
+mod common;
+
 use std::sync::LazyLock;
 
 use libfuzzer_sys::fuzz_target;
@@ -228,8 +230,7 @@ fn vocabulary(input: &mut Input<'_>) -> Vocab {
 }
 
 fn one_line(error: &TokenizerError) {
-    let text = error.to_string();
-    assert!(!text.contains(|c: char| c.is_control()) && text.len() < 3000, "{text:?}");
+    common::one_line(error, 3000);
 }
 
 /// Encodes `text` in all ways, and decodes what comes of it and `ids`.

@@ -188,11 +188,16 @@ impl Bar {
         self.total.store(total, Relaxed);
         self.done.store(done, Relaxed);
     }
+
+    /// So many more are done.
+    pub(crate) fn advance(&self, more: u64) {
+        self.done.fetch_add(more, Relaxed);
+    }
 }
 
 /// Does `work`; where that takes over a second and a person watches, shows how many bytes are done.
 pub(crate) fn with_progress<T>(message: String, work: impl FnOnce(&Bar) -> T) -> T {
-    with_bar(message, "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}", work)
+    with_bar(message, "{msg} {bar:30} {bytes} of {total_bytes}, {bytes_per_sec}, {eta}", work)
 }
 
 /// Does `work`; where that takes over a second and a person watches, shows how many tokens are done.

@@ -22,6 +22,13 @@ pub(crate) fn file() -> Result<GgufFile, GgufError> {
 
 #[cfg(test)]
 mod tests {
+    use realm_runtime::{
+        EngineOptions, SamplingParams,
+        device::DeviceOptions,
+        text::{FinishReason, GenerateOptions, Llm},
+    };
+    use realm_tokenizer::chat;
+
     use super::*;
 
     #[test]
@@ -30,7 +37,14 @@ mod tests {
         assert_eq!(model.file().path().to_str(), Some(NAME));
         let bytes = model.file().file_bytes();
         assert!(bytes <= 10_000_000, "{bytes} bytes are more than a binary should carry");
-        assert!(model.tokenizer().is_ok());
-        assert!(model.chat_template().unwrap().is_some(), "it has no chat template");
+        let device = DeviceOptions { name: "cpu".into(), ..DeviceOptions::default() };
+        let mut llm = Llm::load(&model, &device, &EngineOptions::default()).unwrap();
+        let greedy =
+            GenerateOptions { sampling: SamplingParams::GREEDY, ..GenerateOptions::default() };
+        let stream = llm.chat(&[chat::message("user", "Hello")], &greedy).unwrap();
+        let pieces = stream.collect::<Result<Vec<_>, _>>().unwrap();
+        let answer: String = pieces.iter().map(|piece| piece.text.as_str()).collect();
+        assert!(answer.contains(char::is_alphabetic), "{answer:?}");
+        assert_eq!(pieces.last().unwrap().finish, Some(FinishReason::End), "{answer:?}");
     }
 }

@@ -44,11 +44,17 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     options.context = options.context.or(Some(ids.len().clamp(1, model.context())));
     let mut engine = load::engine(&model, &mut device, &options)?;
     let mut refusal: Option<io::Error> = None;
-    let result = engine.logits(&ids, |rows| {
-        writer.write(rows).map_err(|error| {
-            let problem = error.to_string();
-            refusal = Some(error);
-            RuntimeError::Request(problem)
+    let result = console::with_token_progress("computing logits", |bar| {
+        let (mut done, total) = (0, ids.len() as u64);
+        bar.set(done, total);
+        engine.logits(&ids, |rows| {
+            done += (rows.len() / model.vocabulary()) as u64;
+            bar.set(done, total);
+            writer.write(rows).map_err(|error| {
+                let problem = error.to_string();
+                refusal = Some(error);
+                RuntimeError::Request(problem)
+            })
         })
     });
     if let Some(source) = refusal {

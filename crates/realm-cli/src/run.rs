@@ -196,7 +196,8 @@ fn prompt(args: &RunArgs, path: &Path, tokenizer: Option<&Tokenizer>) -> Result<
     // As llama.cpp's completion does it.
     let how = EncodeOptions { add_special: true, parse_special: true };
     let of_file = |source: TokenizerError| CliError::Tokenizer { path: path.into(), source };
-    tokenizer.encode(&text, how).map_err(of_file)
+    let encode = || tokenizer.encode(&text, how);
+    console::with_spinner("tokenizing the prompt".into(), encode).map_err(of_file)
 }
 
 /// The ending tokens that the metadata name, of a file whose tokenizer cannot be used.

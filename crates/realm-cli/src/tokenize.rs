@@ -1,5 +1,7 @@
 //! `realm tokenize`: text to token ids.
 
+use std::fmt::Write;
+
 use realm_tokenizer::{EncodeOptions, Tokenizer};
 use serde_json::{Value, json};
 
@@ -49,25 +51,31 @@ pub(crate) fn run(args: &TokenizeArgs) -> Result<()> {
         let ids = tokenizer.encode(text, how);
         ids.map_err(|source| CliError::Tokenizer { path: file.path().into(), source })
     };
-    let mut out = Output::new();
     let texts = texts(&input, args.null).into_iter().map(encode);
-    if args.json {
-        let texts = texts.map(|ids| ids.map(|ids| object(&tokenizer, &ids)));
-        out.line(json!({ "texts": texts.collect::<Result<Vec<_>>>()? }))?;
-        return out.flush();
-    }
-    for ids in texts {
-        let ids = ids?;
-        let mut line = String::with_capacity(ids.len() * 6);
-        for id in ids {
-            if !line.is_empty() {
-                line.push(' ');
-            }
-            line.push_str(&id.to_string());
+    // Written when all is done: a spinner and results that come meanwhile would mix on a terminal.
+    let result = console::with_spinner("tokenizing".into(), || -> Result<String> {
+        if args.json {
+            let texts = texts.map(|ids| ids.map(|ids| object(&tokenizer, &ids)));
+            return Ok(format!("{}\n", json!({ "texts": texts.collect::<Result<Vec<_>>>()? })));
         }
-        out.line(line)?;
-    }
+        let mut lines = String::new();
+        for ids in texts {
+            push_line(&mut lines, &ids?);
+        }
+        Ok(lines)
+    })?;
+    let mut out = Output::new();
+    out.text(&result)?;
     out.flush()
+}
+
+/// Adds a line with a text's ids.
+fn push_line(lines: &mut String, ids: &[u32]) {
+    for (at, id) in ids.iter().enumerate() {
+        let space = if at == 0 { "" } else { " " };
+        _ = write!(lines, "{space}{id}");
+    }
+    lines.push('\n');
 }
 
 /// A text's tokens. What a token stands for alone need not be a text: bytes that are no UTF-8 become

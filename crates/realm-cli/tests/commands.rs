@@ -2,26 +2,14 @@
 
 mod common;
 
-use std::{
-    io::{Read, Write},
-    path::PathBuf,
-};
+use std::io::{Read, Write};
 
 use common::{
-    command, realm, realm_with,
+    command, file, realm, realm_with,
     tiny::{A, BOS, CONTEXT, EOS, Tiny, VOCABULARY, byte},
 };
-use tempfile::TempDir;
 
 const GREEDY: [&str; 2] = ["--temperature", "0"];
-
-/// A folder with the file of `tiny`.
-fn file(tiny: &Tiny) -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.gguf");
-    tiny.write(&path);
-    (folder, path)
-}
 
 #[test]
 fn run_writes_the_text_and_nothing_else() {

@@ -13,10 +13,7 @@ use tempfile::TempDir;
 
 /// A folder with a small model.
 fn file() -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.gguf");
-    Tiny::saying("x").write(&path);
-    (folder, path)
+    common::file(&Tiny::saying("x"))
 }
 
 fn names(folder: &Path) -> Vec<String> {

@@ -5,21 +5,12 @@ mod common;
 use std::{
     collections::BTreeSet,
     fs,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Stdio},
 };
 
-use common::{command, realm, realm_with, tiny::Tiny};
+use common::{command, file, realm, realm_with, tiny::Tiny};
 use serde_json::Value;
-use tempfile::TempDir;
-
-/// A folder with the file of `tiny`.
-fn file(tiny: &Tiny) -> (TempDir, PathBuf) {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("model.gguf");
-    tiny.write(&path);
-    (folder, path)
-}
 
 fn json(args: &[std::ffi::OsString]) -> Value {
     serde_json::from_str(realm(args).good().text()).unwrap()

@@ -310,10 +310,12 @@ impl Engine {
     /// Adds a sequence. It starts with one of the next steps.
     ///
     /// # Errors
-    /// An empty prompt, ids that the model does not know, sampling parameters out of range, more tokens
-    /// than the context holds, or as many sequences waiting as may.
+    /// An empty prompt, ids that the model does not know, sampling parameters out of range, more biases
+    /// or stop tokens than the vocabulary has tokens, more tokens than the context holds, or as many
+    /// sequences waiting as may.
     pub fn submit(&mut self, request: Request) -> Result<SequenceId, RuntimeError> {
         self.check_prompt(&request.prompt)?;
+        self.check_lists(&request)?;
         request.sampling.check().map_err(RuntimeError::Request)?;
         request.sampling.check_ids(self.vocabulary).map_err(RuntimeError::Request)?;
         if request.max_tokens == 0 {
@@ -323,10 +325,8 @@ impl Engine {
         }
         let (prompt, context) = (request.prompt.len(), self.context());
         if prompt.saturating_add(request.max_tokens - 1) > context {
-            return Err(RuntimeError::Request(format!(
-                "{prompt} prompt tokens and {} more exceed the context of {context}; raise --ctx or ask for fewer",
-                request.max_tokens
-            )));
+            let max_tokens = request.max_tokens;
+            return Err(RuntimeError::TooManyTokens { prompt, max_tokens, context });
         }
         let (waiting, queue) = (self.scheduler.sequences(), self.queue);
         if waiting >= queue.saturating_add(self.plan.limits.sequences) {
@@ -348,8 +348,20 @@ impl Engine {
             return Err(RuntimeError::PromptTooLong { prompt, context });
         }
         match prompt.iter().find(|&&id| id as usize >= self.vocabulary) {
-            Some(id) => Err(RuntimeError::Request(format!(
-                "token id {id} is not in the vocabulary of {}",
+            Some(&id) => Err(RuntimeError::UnknownToken { id, vocabulary: self.vocabulary }),
+            None => Ok(()),
+        }
+    }
+
+    /// A request that waits is kept whole: no list of it may be longer than one without repetitions.
+    fn check_lists(&self, request: &Request) -> Result<(), RuntimeError> {
+        let lists = [
+            ("logit biases", request.sampling.logit_bias.len()),
+            ("stop tokens", request.stop_tokens.len()),
+        ];
+        match lists.into_iter().find(|&(_, count)| count > self.vocabulary) {
+            Some((what, count)) => Err(RuntimeError::Request(format!(
+                "{count} {what} for a vocabulary of {}; give each token once",
                 self.vocabulary
             ))),
             None => Ok(()),
@@ -393,9 +405,8 @@ impl Engine {
         let mut table = crate::attention::BlockTable::default();
         let Scheduler { block_tokens, blocks, .. } = &mut self.scheduler;
         if !table.grow(prompt.len(), *block_tokens, blocks) {
-            return Err(RuntimeError::Request(
-                "the KV cache is full; wait for running sequences".into(),
-            ));
+            let free = blocks.free().saturating_mul(*block_tokens);
+            return Err(RuntimeError::CacheFull { prompt: prompt.len(), free });
         }
         let mut result = Ok(());
         for (at, chunk) in prompt.chunks(ROWS).enumerate() {

@@ -107,6 +107,36 @@ pub enum RuntimeError {
         /// [`EngineOptions::queue`](crate::EngineOptions::queue).
         queue: usize,
     },
+    /// A prompt that fits the context, with more tokens to generate than fit beside it.
+    #[error(
+        "{prompt} prompt tokens and {max_tokens} more exceed the context of {context}; raise --ctx or ask for fewer"
+    )]
+    TooManyTokens {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// [`Request::max_tokens`](crate::Request::max_tokens).
+        max_tokens: usize,
+        /// Tokens that fit.
+        context: usize,
+    },
+    /// A prompt with a token that the model does not know.
+    #[error("token id {id} is not in the vocabulary of {vocabulary}; give ids below that")]
+    UnknownToken {
+        /// The token.
+        id: u32,
+        /// Number of tokens that there are.
+        vocabulary: usize,
+    },
+    /// Running sequences leave too little of the KV cache.
+    #[error(
+        "the KV cache is full: {prompt} tokens are needed and {free} are free; wait for running sequences"
+    )]
+    CacheFull {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens that the free blocks hold.
+        free: usize,
+    },
     /// A request that cannot be run.
     #[error("{0}")]
     Request(String),

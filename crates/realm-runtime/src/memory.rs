@@ -268,14 +268,13 @@ impl MemoryPlan {
         }
         // Sequences that find no room wait for others, so that one context is all it takes.
         blocks = blocks.min(fitting);
-        let limits = limits(options);
         kv.blocks = blocks;
         Ok(Self {
             devices: needs.into_iter().map(|need| need.taking(blocks)).collect(),
             kv,
             context,
             model_context: model.context(),
-            limits,
+            limits: limits(options),
         })
     }
 

@@ -157,6 +157,7 @@ fn bad_requests_are_refused_in_one_line() {
         logit_bias: vec![(0, -1.0), (id as u32, bias)],
         ..SamplingParams::GREEDY
     };
+    let biases = |count| SamplingParams { logit_bias: vec![(1, 0.5); count], ..greedy.clone() };
     let cases = [
         (Request { prompt: vec![], ..good.clone() }, "no tokens"),
         (Request { prompt: vec![VOCABULARY as u32], ..good.clone() }, "vocabulary"),
@@ -164,11 +165,13 @@ fn bad_requests_are_refused_in_one_line() {
         (Request { max_tokens: CONTEXT + 1, ..good.clone() }, "--ctx"),
         (Request { max_tokens: usize::MAX, ..good.clone() }, "--ctx"),
         (Request { max_tokens: 0, ..good.clone() }, "at least one"),
+        (Request { stop_tokens: vec![1; VOCABULARY + 1], ..good.clone() }, "62 stop tokens"),
+        (wrong(biases(VOCABULARY + 1)), "62 logit biases"),
         (wrong(SamplingParams { temperature: f32::NAN, ..greedy.clone() }), "temperature"),
         (wrong(SamplingParams { typical_p: 1.5, ..greedy.clone() }), "typical-p"),
         (wrong(SamplingParams { repetition_penalty: 0.0, ..greedy.clone() }), "repetition"),
         (wrong(SamplingParams { frequency_penalty: f32::NAN, ..greedy.clone() }), "frequency"),
-        (wrong(SamplingParams { presence_penalty: f32::INFINITY, ..greedy }), "presence"),
+        (wrong(SamplingParams { presence_penalty: f32::INFINITY, ..greedy.clone() }), "presence"),
         (wrong(bias(VOCABULARY, 1.0)), "vocabulary"),
         (wrong(bias(1, f32::NAN)), "token 1"),
         (wrong(bias(1, f32::INFINITY)), "token 1"),
@@ -179,8 +182,44 @@ fn bad_requests_are_refused_in_one_line() {
         assert!(error.contains(word) && !error.contains('\n'), "{error}");
     }
     assert!(engine.is_idle());
+    // As many as there are tokens are taken.
+    let full = Request { stop_tokens: vec![1; VOCABULARY], ..wrong(biases(VOCABULARY)) };
+    engine.submit(full).unwrap();
     engine.submit(Request { prompt: vec![1; CONTEXT], ..good }).unwrap();
-    assert_eq!(finish(&mut engine).len(), 1);
+    assert_eq!(finish(&mut engine).len(), 2);
+}
+
+#[test]
+fn what_a_caller_may_change_has_errors_of_its_own() {
+    let model = model(4, DType::F32);
+    let options = EngineOptions { context: Some(100), kv_tokens: Some(100), ..Default::default() };
+    let mut engine = Engine::new(&model, cpu(2), &options).unwrap();
+    let of = |prompt, max_tokens| Request {
+        prompt,
+        max_tokens,
+        sampling: SamplingParams::GREEDY,
+        stop_tokens: vec![],
+        logprobs: None,
+    };
+    let error = engine.submit(of(vec![1; 90], 12)).unwrap_err();
+    let RuntimeError::TooManyTokens { prompt: 90, max_tokens: 12, context: 100 } = error else {
+        panic!("{error}")
+    };
+    for error in [
+        engine.submit(of(vec![1, 61, 62], 1)).unwrap_err(),
+        engine.logits(&[61], |_| Ok(())).unwrap_err(),
+    ] {
+        let RuntimeError::UnknownToken { id: 61, vocabulary: VOCABULARY } = error else {
+            panic!("{error}")
+        };
+    }
+    // Two blocks of 64, one of which is taken until the sequence ends.
+    engine.submit(of(vec![1; 10], 5)).unwrap();
+    engine.step().unwrap();
+    let error = engine.logits(&[1; 65], |_| Ok(())).unwrap_err();
+    let RuntimeError::CacheFull { prompt: 65, free: 64 } = error else { panic!("{error}") };
+    finish(&mut engine);
+    engine.logits(&[1; 65], |_| Ok(())).unwrap();
 }
 
 #[test]

@@ -1,12 +1,12 @@
 //! Text in, text out, with the demo model: what it says does not matter here, only that the same tokens
 //! become the same text, and that a generation ends where it should.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use realm_runtime::{
-    Engine, EngineOptions, Model, RuntimeError, SamplingParams,
+    Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams,
     device::DeviceOptions,
-    text::{FinishReason, GenerateOptions, Llm, Piece},
+    text::{FinishReason, GenerateOptions, Llm, Piece, TextDecoder},
 };
 use realm_tokenizer::{DecodeOptions, EncodeOptions, chat};
 use serde_json::json;
@@ -78,6 +78,55 @@ fn a_stop_string_ends_the_text_before_it() {
     assert_eq!(finish(&pieces), Some(FinishReason::StopString));
     assert_eq!(text(&pieces), whole[..whole.find(&middle).unwrap()]);
     assert!(llm.engine().is_idle());
+}
+
+/// Each sequence has its own decoder, and is cancelled at its own stop string.
+#[test]
+fn stop_strings_end_sequences_side_by_side_where_they_end_them_alone() {
+    let mut llm = llm();
+    let tokenizer = llm.tokenizer().unwrap().clone();
+    let side_by_side = EngineOptions { sequences: 3, step_tokens: 16, ..options() };
+    let device = realm_runtime::device::open(&cpu()).unwrap();
+    let mut engine = Engine::new(&model(), device.backend().clone(), &side_by_side).unwrap();
+    let (mut running, mut expected) = (BTreeMap::new(), Vec::new());
+    for (at, prompt) in [PROMPT, "To be", "O Romeo,", PROMPT, "What news?"].iter().enumerate() {
+        let sampling =
+            SamplingParams { temperature: 0.9, seed: at as u64, ..SamplingParams::GREEDY };
+        let free = GenerateOptions { sampling: sampling.clone(), ..greedy(30) };
+        let whole = text(&pieces(&mut llm, prompt, &free));
+        // Another place in each, and none in the last one.
+        let middle: String = whole.chars().skip(3 + 5 * at).take(4).collect();
+        let stop = if at == 4 { vec!["\u{1F999}".into()] } else { vec![middle] };
+        let alone = pieces(&mut llm, prompt, &GenerateOptions { stop: stop.clone(), ..free });
+        expected.push((text(&alone), finish(&alone) == Some(FinishReason::StopString)));
+        let how = EncodeOptions { add_special: true, parse_special: true };
+        let request = Request {
+            prompt: tokenizer.encode(prompt, how).unwrap(),
+            max_tokens: 30,
+            sampling,
+            stop_tokens: tokenizer.end_of_generation().to_vec(),
+            logprobs: None,
+        };
+        let decoder = TextDecoder::new(Some(tokenizer.clone()), &stop);
+        running.insert(engine.submit(request).unwrap(), (decoder, String::new()));
+    }
+    while !engine.is_idle() {
+        for event in engine.step().unwrap() {
+            let (decoder, said) = running.get_mut(&event.sequence).unwrap();
+            if event.finish != Some(Finish::Stop) {
+                said.push_str(&decoder.push(event.token));
+            }
+            if event.finish.is_some() {
+                said.push_str(&decoder.finish());
+            } else if decoder.stopped() {
+                assert!(engine.cancel(event.sequence));
+            }
+        }
+    }
+    assert!(expected.iter().filter(|(_, stopped)| *stopped).count() >= 3, "{expected:?}");
+    let found: Vec<_> =
+        running.into_values().map(|(decoder, said)| (said, decoder.stopped())).collect();
+    assert_eq!(found, expected);
 }
 
 #[test]

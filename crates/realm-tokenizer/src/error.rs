@@ -139,8 +139,8 @@ pub enum TokenizerError {
         /// The most that is taken.
         most: usize,
     },
-    /// The text is too long for 32-bit positions.
-    #[error("the text has {len} bytes: split it into parts of at most 1 GiB")]
+    /// The text is too long to be merged as a whole in bounded memory.
+    #[error("the text has {len} bytes: split it into parts of at most 32 MiB")]
     TextTooLong {
         /// Its length in bytes.
         len: usize,

@@ -21,8 +21,8 @@ pub(crate) const SPACE: char = '▁';
 /// Marks the end of the chain of symbols, and a symbol that is no token.
 const NONE: u32 = u32::MAX;
 
-/// Positions are `u32`, and a space grows to three bytes.
-const MAX_TEXT: usize = 1 << 30;
+/// Most bytes of a text: it is merged as a whole, which takes some forty bytes for each of its own.
+const MAX_TEXT: usize = 1 << 25;
 
 /// A stretch of the text, part of a doubly linked chain.
 #[derive(Clone, Copy)]

@@ -145,7 +145,7 @@ impl Tokenizer {
     /// # Errors
     ///
     /// For the kind `llama`: [`TokenizerError::NoByteToken`] where the vocabulary cannot express
-    /// the text, and [`TokenizerError::TextTooLong`] over 1 GiB. For the kind `gpt2`:
+    /// the text, and [`TokenizerError::TextTooLong`] over 32 MiB. For the kind `gpt2`:
     /// [`TokenizerError::WordTooLong`], as for ten million letters without a space.
     pub fn encode(&self, text: &str, options: EncodeOptions) -> Result<Vec<u32>, TokenizerError> {
         let mut output = Vec::with_capacity(text.len() / 3 + 2);

@@ -1,4 +1,7 @@
 //! Chat templates against what `jinja2` makes of them as `transformers` sets it up.
+
+mod common;
+
 use std::path::Path;
 
 use realm_tokenizer::TokenizerError;
@@ -38,11 +41,7 @@ fn render(file: &Value, case: &Value) -> Result<String, TokenizerError> {
 
 #[test]
 fn reference_conversations_are_exact() {
-    let Ok(folder) = std::env::var("REALM_REFERENCE") else {
-        println!("skipped: REALM_REFERENCE is not set");
-        return;
-    };
-    let folder = Path::new(&folder).join("chat");
+    let Some(folder) = common::reference().map(|root| root.join("chat")) else { return };
     let index = read(&folder.join("index.json"));
     let mut names: Vec<String> = std::fs::read_dir(&folder)
         .expect("the folder")

@@ -278,7 +278,9 @@ impl<'a> Session<'a> {
         let context = self.llm.engine().context();
         // What an answer should have at least.
         let reserve = self.settings.tokens.unwrap_or(usize::MAX).min(context / 4);
-        let prompt = self.talk.prompt(&self.llm, reserve).map_err(&of_model)?;
+        let encode = || self.talk.prompt(&self.llm, reserve);
+        let prompt = console::with_spinner("tokenizing the prompt".into(), encode);
+        let prompt = prompt.map_err(&of_model)?;
         if prompt.shortened && !self.said_shortened {
             self.said_shortened = true;
             self.tell(format_args!(

@@ -18,13 +18,14 @@ pub(super) struct Variable {
 /// Read by devices, not by the command line.
 const DEVICES: [&str; 3] = ["REALM_SEED", "REALM_CUDA_SERIAL", "CUDA_VISIBLE_DEVICES"];
 /// Read when Realm is built or tested.
-const ELSEWHERE: [&str; 6] = [
+const ELSEWHERE: [&str; 7] = [
     "REALM_NVCC",
     "REALM_CUDA_ARCHS",
     "REALM_KERNEL_CACHE",
     "REALM_KERNEL_SPILLS",
     "REALM_REFERENCE",
     "REALM_REQUIRE",
+    "REALM_SCHEDULES",
 ];
 
 /// Those of the process that concern Realm, by name. Settings of builds and tests are left out; others
@@ -60,7 +61,7 @@ mod tests {
 
     #[test]
     fn settings_are_told_and_misspelt_ones_marked() {
-        let set = ["REALM_THREADS", "HOME", "REALM_THREAD", "REALM_REFERENCE", "REALM_DEVICE"];
+        let set = ["REALM_THREADS", "HOME", "REALM_THREAD", "REALM_SCHEDULES", "REALM_DEVICE"];
         let found = concerning(set.iter().map(|name| (name.to_string(), "2".to_string())));
         let found: Vec<_> = found.iter().map(|it| (it.name.as_str(), it.known)).collect();
         let expected = [("REALM_DEVICE", true), ("REALM_THREAD", false), ("REALM_THREADS", true)];

@@ -11,17 +11,17 @@ mod vocabulary;
 use std::{
     io::{self, Write},
     path::PathBuf,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use realm_core::DType;
 use realm_gguf::{GgufWriter, NewFile, TensorPlan};
 use realm_runtime::memory::human;
 
 use crate::{
-    args, console,
+    args,
+    console::{self, Bar},
     error::{CliError, Result},
     output,
 };
@@ -157,9 +157,8 @@ fn size_label(weights: u64) -> String {
 fn write(writer: &GgufWriter, shape: &Shape, seed: u64, file: NewFile) -> Result<u64> {
     let parts: Vec<Part> = shape.tensors().into_iter().map(|tensor| tensor.part).collect();
     let total = writer.tensors().iter().map(|tensor| tensor.bytes() as u64).sum();
-    let progress = Progress::new(total);
     let (rng, mut at) = (Rng::new(seed), 0);
-    let bytes = writer.write_new(file, |tensor, out| {
+    let mut fill = |bar: &Bar, tensor: &TensorPlan, out: &mut dyn Write| {
         let mut rng = rng.part(at as u64);
         let part = parts[at];
         at += 1;
@@ -169,10 +168,13 @@ fn write(writer: &GgufWriter, shape: &Shape, seed: u64, file: NewFile) -> Result
                 let near_one = |_| 1.0 + 0.1 * rng.normal();
                 vector(&(0..tensor.shape()[0]).map(near_one).collect::<Vec<f32>>(), out)
             }
-            _ => matrix(tensor, &rng, out, &progress),
+            _ => matrix(tensor, &rng, out, bar),
         }
+    };
+    let bytes = console::with_progress("writing".into(), |bar| {
+        bar.set(0, total);
+        writer.write_new(file, |tensor, out| fill(bar, tensor, out))
     });
-    progress.bar.finish_and_clear();
     Ok(bytes?)
 }
 
@@ -184,12 +186,7 @@ fn vector(values: &[f32], out: &mut dyn Write) -> io::Result<()> {
 const PIECE: usize = 1 << 18;
 
 /// Random weights of deviation `1/√cols`, so that products keep the size of their inputs.
-fn matrix(
-    tensor: &TensorPlan,
-    rng: &Rng,
-    out: &mut dyn Write,
-    progress: &Progress,
-) -> io::Result<()> {
+fn matrix(tensor: &TensorPlan, rng: &Rng, out: &mut dyn Write, bar: &Bar) -> io::Result<()> {
     let dtype: DType = tensor.dtype();
     let deviation = 1.0 / (tensor.shape()[0] as f32).sqrt();
     let piece = PIECE - PIECE % dtype.block_bytes();
@@ -202,33 +199,8 @@ fn matrix(
         }
         blocks::fill(dtype, deviation, &mut rng.part(index), &mut buffer[..bytes]);
         out.write_all(&buffer[..bytes])?;
-        progress.advance(bytes as u64);
+        bar.advance(bytes as u64);
         left -= bytes;
     }
     Ok(())
-}
-
-/// A bar that comes up on a terminal once the work has taken a second.
-struct Progress {
-    bar: ProgressBar,
-    start: Instant,
-}
-
-impl Progress {
-    fn new(total: u64) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
-        let template = "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style);
-        }
-        Self { bar, start: Instant::now() }
-    }
-
-    fn advance(&self, bytes: u64) {
-        if self.bar.is_hidden() && self.start.elapsed() > Duration::from_secs(1) {
-            // Stays hidden where stderr is no terminal.
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        }
-        self.bar.inc(bytes);
-    }
 }

@@ -11,6 +11,9 @@ use std::{
     process::{Command, Stdio},
 };
 
+use tempfile::TempDir;
+use tiny::Tiny;
+
 /// The folder with reference data; says so and gives `None` where there is none.
 pub(crate) fn reference() -> Option<PathBuf> {
     let folder = std::env::var_os("REALM_REFERENCE");
@@ -18,6 +21,14 @@ pub(crate) fn reference() -> Option<PathBuf> {
         println!("skipped: REALM_REFERENCE is not set");
     }
     folder.map(PathBuf::from)
+}
+
+/// A folder with the file of `tiny`.
+pub(crate) fn file(tiny: &Tiny) -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    tiny.write(&path);
+    (folder, path)
 }
 
 /// What a run of the binary gave.

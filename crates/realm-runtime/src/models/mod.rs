@@ -1,15 +1,8 @@
 //! Architectures: each is a function from a file's metadata to a graph, one file each. Adding one takes
-//! a file here and a line in `ARCHITECTURES`.
+//! a file here and its name in `architectures!`.
 
 mod config;
 mod decoder;
-mod gemma2;
-mod gemma3;
-mod llama;
-mod mistral;
-mod phi3;
-mod qwen2;
-mod qwen3;
 mod source;
 
 pub use source::{Part, Parts, Source};
@@ -36,16 +29,25 @@ pub struct Definition {
 
 type Build = fn(&Source<'_>) -> Result<Definition, RuntimeError>;
 
-/// `general.architecture` and its function.
-const ARCHITECTURES: &[(&str, Build)] = &[
-    ("gemma2", gemma2::build),
-    ("gemma3", gemma3::build),
-    ("llama", llama::build),
-    ("mistral", mistral::build),
-    ("phi3", phi3::build),
-    ("qwen2", qwen2::build),
-    ("qwen3", qwen3::build),
-];
+/// Each name is that of a file here and what the model files have as `general.architecture`.
+macro_rules! architectures {
+    ($($name:ident,)*) => {
+        $(mod $name;)*
+
+        /// `general.architecture` and its function.
+        const ARCHITECTURES: &[(&str, Build)] = &[$((stringify!($name), $name::build),)*];
+    };
+}
+
+architectures! {
+    gemma2,
+    gemma3,
+    llama,
+    mistral,
+    phi3,
+    qwen2,
+    qwen3,
+}
 
 /// The names of all architectures.
 pub fn names() -> impl Iterator<Item = &'static str> {

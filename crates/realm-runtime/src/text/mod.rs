@@ -121,7 +121,8 @@ impl Llm {
         Self::load(&Model::open(path)?, &DeviceOptions::default(), &EngineOptions::default())
     }
 
-    /// Puts a model on a device of one's choice.
+    /// Puts a model on a device of one's choice. A chat template that cannot be read is noted, and
+    /// missing when it is needed.
     ///
     /// # Errors
     /// As [`Llm::open`], and where there is no such device.
@@ -130,9 +131,14 @@ impl Llm {
         device: &DeviceOptions,
         options: &EngineOptions,
     ) -> Result<Self, RuntimeError> {
-        let (tokenizer, template) = (model.tokenizer()?, model.chat_template()?);
+        let tokenizer = model.tokenizer()?;
         let mut device = device::open(device)?;
         let mut notes = device.notes().to_vec();
+        // Whoever does not chat can do without a template.
+        let template = model.chat_template().unwrap_or_else(|error| {
+            notes.push(format!("no chat with this model: {error}"));
+            None
+        });
         let mut placement = device.place(model, options)?;
         let engine = loop {
             notes.extend_from_slice(placement.notes());
@@ -158,7 +164,7 @@ impl Llm {
         Self { engine, tokenizer: tokenizer.map(Arc::new), template, name, notes: Vec::new() }
     }
 
-    /// Why the model runs where it runs, a line each; to be shown to the user.
+    /// Why the model runs where it runs, and what it cannot do, a line each; to be shown to the user.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }

@@ -59,82 +59,80 @@ fn default_words() {
     assert_eq!(words("", "a, 1"), words("default", "a, 1"));
 }
 
-/// What `unicode_regex_split` of llama.cpp 0c1e57098 made of the same texts.
+/// A name, a text, and what `unicode_regex_split` of llama.cpp 0c1e57098 made of it.
+const OTHERS: &[(&str, &str, &[&str])] = &[
+    ("qwen2", "12 IT'S\n\n x", &["1", "2", " IT", "'S", "\n\n", " x"]),
+    ("qwen2", "'ſ \r\n\r\n  a", &["'ſ", " \r\n\r\n", " ", " a"]),
+    ("qwen35", "हिन्दी e\u{301}x \u{301}y", &["हिन्दी", " e\u{301}x", " \u{301}y"]),
+    ("ufakzeka", "it's 'x", &["it", "'s", " '", "x"]),
+    ("laguna", "a \n\n b\r\n", &["a", " ", "\n\n", " b", "\r", "\n"]),
+    ("minicpm5", "12345 x", &["123", "45", " x"]),
+    ("seed-coder", "a!\n\nb 12", &["a", "!", "\n\n", "b", " ", "1", "2"]),
+    ("bailingmoe", "a \n\n b'D", &["a", " \n\n", " b", "'D"]),
+    (
+        "exaone-moe",
+        "one two  three/\n\n x!/y",
+        &["one two", " ", " three", "/\n", "\n", " x", "!/", "y"],
+    ),
+    ("starcoder", "x12 it's  y ½", &["x", "1", "2", " it", "'s", " ", " y", " ", "½"]),
+    (
+        "falcon",
+        "a`b 1234, it's (x)",
+        &["a", "`", "b", " ", "123", "4", ",", " it", "'", "s", " ", "(", "x", ")"],
+    ),
+    (
+        "deepseek-llm",
+        " Hello World! naïve ab中文 12345 ҁ՟  ",
+        &[" Hello", " World", "!", " na", "ï", "ve", " ab", "中文", " ", "12345", " ҁ", "՟", "  "],
+    ),
+    (
+        "deepseek-llm",
+        "«x» \u{3000}。 'a' 한국\r\n",
+        &["«", "x", "»", " ", "\u{3000}", "。", " '", "a", "'", " ", "한국", "\r", "\n"],
+    ),
+    (
+        "deepseek-coder",
+        "x12 (a_b)\n 中文ab é!",
+        &["x", "1", "2", " (", "a", "_", "b", ")", "\n", " ", "中文", "ab", " é", "!"],
+    ),
+    (
+        "deepseek-v3",
+        "12345 .abc x+y  \n 漢字かなa!!\n",
+        &["123", "45", " .", "abc", " x", "+y", "  \n", " ", "漢字かな", "a", "!!\n"],
+    ),
+    (
+        "spark2_5",
+        "12345 .abc !\n\n x",
+        &["1", "2", "3", "4", "5", " .", "abc", " !", "\n", "\n", " x"],
+    ),
+    ("youtu", "안녕ㄱ，。x's 12/\n中", &["안녕ㄱ", "，。", "x's", " ", "1", "2", "/\n", "中"]),
+    (
+        "tekken",
+        "HelloWorld ABCdef iPhone12//\n ÉCOLE",
+        &["Hello", "World", " ABCdef", " i", "Phone", "1", "2", "//\n", " É", "COLE"],
+    ),
+    (
+        "gpt-4o",
+        "HelloWorld's ABCdef'LL 1234 a/\n\n b",
+        &["Hello", "World's", " ABCdef'LL", " ", "123", "4", " a", "/\n\n", " b"],
+    ),
+    (
+        "poro-chat",
+        "Hello, world... 12 (a|b)。x",
+        &["Hello", ",", " world", "...", " 12", " (", "a", "|", "b", ")。", "x"],
+    ),
+    ("viking", "Hello, x12", &["Hello", ",", " x", "1", "2"]),
+    (
+        "chameleon",
+        "<sentinel:3>IMGIMGABZ    x12_a",
+        &["<", "sentinel", ":", "3", ">", "IMGIMGABZ", "    ", "x", "1", "2", "_", "a"],
+    ),
+    ("glm4", "1234 x", &["123", "4", " x"]),
+];
+
 #[test]
 fn words_of_the_others() {
-    let cases: &[(&str, &str, &[&str])] = &[
-        ("qwen2", "12 IT'S\n\n x", &["1", "2", " IT", "'S", "\n\n", " x"]),
-        ("qwen2", "'ſ \r\n\r\n  a", &["'ſ", " \r\n\r\n", " ", " a"]),
-        ("qwen35", "हिन्दी e\u{301}x \u{301}y", &["हिन्दी", " e\u{301}x", " \u{301}y"]),
-        ("ufakzeka", "it's 'x", &["it", "'s", " '", "x"]),
-        ("laguna", "a \n\n b\r\n", &["a", " ", "\n\n", " b", "\r", "\n"]),
-        ("minicpm5", "12345 x", &["123", "45", " x"]),
-        ("seed-coder", "a!\n\nb 12", &["a", "!", "\n\n", "b", " ", "1", "2"]),
-        ("bailingmoe", "a \n\n b'D", &["a", " \n\n", " b", "'D"]),
-        (
-            "exaone-moe",
-            "one two  three/\n\n x!/y",
-            &["one two", " ", " three", "/\n", "\n", " x", "!/", "y"],
-        ),
-        ("starcoder", "x12 it's  y ½", &["x", "1", "2", " it", "'s", " ", " y", " ", "½"]),
-        (
-            "falcon",
-            "a`b 1234, it's (x)",
-            &["a", "`", "b", " ", "123", "4", ",", " it", "'", "s", " ", "(", "x", ")"],
-        ),
-        (
-            "deepseek-llm",
-            " Hello World! naïve ab中文 12345 ҁ՟  ",
-            &[
-                " Hello", " World", "!", " na", "ï", "ve", " ab", "中文", " ", "12345", " ҁ", "՟",
-                "  ",
-            ],
-        ),
-        (
-            "deepseek-llm",
-            "«x» \u{3000}。 'a' 한국\r\n",
-            &["«", "x", "»", " ", "\u{3000}", "。", " '", "a", "'", " ", "한국", "\r", "\n"],
-        ),
-        (
-            "deepseek-coder",
-            "x12 (a_b)\n 中文ab é!",
-            &["x", "1", "2", " (", "a", "_", "b", ")", "\n", " ", "中文", "ab", " é", "!"],
-        ),
-        (
-            "deepseek-v3",
-            "12345 .abc x+y  \n 漢字かなa!!\n",
-            &["123", "45", " .", "abc", " x", "+y", "  \n", " ", "漢字かな", "a", "!!\n"],
-        ),
-        (
-            "spark2_5",
-            "12345 .abc !\n\n x",
-            &["1", "2", "3", "4", "5", " .", "abc", " !", "\n", "\n", " x"],
-        ),
-        ("youtu", "안녕ㄱ，。x's 12/\n中", &["안녕ㄱ", "，。", "x's", " ", "1", "2", "/\n", "中"]),
-        (
-            "tekken",
-            "HelloWorld ABCdef iPhone12//\n ÉCOLE",
-            &["Hello", "World", " ABCdef", " i", "Phone", "1", "2", "//\n", " É", "COLE"],
-        ),
-        (
-            "gpt-4o",
-            "HelloWorld's ABCdef'LL 1234 a/\n\n b",
-            &["Hello", "World's", " ABCdef'LL", " ", "123", "4", " a", "/\n\n", " b"],
-        ),
-        (
-            "poro-chat",
-            "Hello, world... 12 (a|b)。x",
-            &["Hello", ",", " world", "...", " 12", " (", "a", "|", "b", ")。", "x"],
-        ),
-        ("viking", "Hello, x12", &["Hello", ",", " x", "1", "2"]),
-        (
-            "chameleon",
-            "<sentinel:3>IMGIMGABZ    x12_a",
-            &["<", "sentinel", ":", "3", ">", "IMGIMGABZ", "    ", "x", "1", "2", "_", "a"],
-        ),
-        ("glm4", "1234 x", &["123", "4", " x"]),
-    ];
-    for (pre, text, expected) in cases {
+    for (pre, text, expected) in OTHERS {
         assert_eq!(&words(pre, text), expected, "{pre}: {text:?}");
     }
 }
