@@ -33,6 +33,8 @@ class Chat:
             values = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "HOME": FOLDER}
             values |= {"XDG_STATE_HOME": STATE, "REALM_THREADS": "2"} | (env or {})
             line = [REALM, "chat", "-m", model, "--temperature", "0", *args]
+            # Tests may run under `nohup`, which has hangups ignored; a terminal has not.
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
             os.execve(REALM, line, values)
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 90, 0, 0))
 
