@@ -3,6 +3,8 @@
 #![no_main]
 
 mod common;
+#[path = "../../crates/realm-tokenizer/tests/common/ways.rs"]
+mod ways;
 
 use std::sync::LazyLock;
 
@@ -10,6 +12,7 @@ use libfuzzer_sys::fuzz_target;
 use realm_tokenizer::{
     DecodeOptions, EncodeOptions, Tokenizer, TokenizerError, Vocab, supported_pre_tokenizers,
 };
+use ways::PRE_TOKENIZERS;
 
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Input { rest: bytes };
@@ -36,35 +39,6 @@ struct Ready {
     kind: &'static str,
     tokenizer: Tokenizer,
 }
-
-/// One name of each way to split.
-const PRE_TOKENIZERS: [&str; 25] = [
-    "default",
-    "gpt-2",
-    "llama-bpe",
-    "dbrx",
-    "glm4",
-    "qwen2",
-    "qwen35",
-    "ufakzeka",
-    "laguna",
-    "minicpm5",
-    "seed-coder",
-    "bailingmoe",
-    "exaone-moe",
-    "starcoder",
-    "falcon",
-    "deepseek-llm",
-    "deepseek-coder",
-    "deepseek-v3",
-    "spark2_5",
-    "youtu",
-    "tekken",
-    "gpt-4o",
-    "bloom",
-    "viking",
-    "chameleon",
-];
 
 static READY: LazyLock<Vec<Ready>> = LazyLock::new(|| {
     let byte_level = PRE_TOKENIZERS.map(|pre| ("gpt2", byte_level(pre)));

@@ -9,7 +9,7 @@ use std::{
 };
 
 use common::{
-    command, file, realm, realm_with,
+    command, ended, file, realm, realm_with,
     tiny::{EOS, Tiny, byte},
 };
 use tempfile::TempDir;
@@ -143,17 +143,7 @@ fn a_second_ctrl_c_ends_the_program_at_once() {
         interrupt(&child);
         std::thread::sleep(Duration::from_millis(200));
     }
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if start.elapsed() > Duration::from_secs(20) {
-            child.kill().unwrap();
-            panic!("it still runs");
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    };
+    let status = ended(&mut child);
     assert_eq!(status.code(), Some(130));
 }
 

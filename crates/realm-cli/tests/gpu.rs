@@ -93,11 +93,7 @@ fn a_split_model_says_what_is_where() {
 #[cfg(all(unix, feature = "cuda-emulated"))]
 #[test]
 fn an_interrupt_in_a_step_ends_the_process() {
-    use std::{
-        io::Read,
-        process::Command,
-        time::{Duration, Instant},
-    };
+    use std::{io::Read, process::Command};
 
     let folder = tempfile::tempdir().unwrap();
     let model = folder.path().join("model.gguf");
@@ -109,16 +105,6 @@ fn an_interrupt_in_a_step_ends_the_process() {
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     let kill = format!("kill -INT {}", child.id());
     assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
-    let start = Instant::now();
-    let status = loop {
-        if let Some(status) = child.try_wait().unwrap() {
-            break status;
-        }
-        if start.elapsed() > Duration::from_secs(20) {
-            child.kill().unwrap();
-            panic!("the process goes on after an interrupt");
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    };
+    let status = common::ended(&mut child);
     assert_eq!(status.code(), Some(130), "{status}");
 }

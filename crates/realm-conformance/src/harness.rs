@@ -17,7 +17,8 @@ pub struct Device {
     pub backend: Result<Arc<dyn Backend>, String>,
 }
 
-fn required(name: &str) -> bool {
+/// Whether `REALM_REQUIRE` names a device: where it is missing, that is a failure then.
+pub fn required(name: &str) -> bool {
     std::env::var("REALM_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item.trim() == name))
 }
 

@@ -11,4 +11,4 @@ pub mod random;
 pub mod run;
 
 pub use case::Case;
-pub use harness::{Device, main};
+pub use harness::{Device, main, required};

@@ -6,21 +6,12 @@ mod common;
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use common::{
-    VOCABULARY, finish, finish_with, model, model_breaking_at, model_with, pretend::Pretend,
+    VOCABULARY, ask, cpu, engine_on, finish, finish_with, model, model_breaking_at, model_with,
+    pretend::Pretend,
 };
-use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::random::Random;
 use realm_core::{DType, backend::Backend, reference::ReferenceBackend};
-use realm_runtime::{Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams};
-
-fn cpu() -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }))
-}
-
-fn engine(model: &Model, backend: Arc<dyn Backend>, sequences: usize, step: usize) -> Engine {
-    let options = EngineOptions { sequences, step_tokens: step, ..EngineOptions::default() };
-    Engine::new(model, backend, &options).unwrap()
-}
+use realm_runtime::{Finish, Request, RuntimeError, SamplingParams};
 
 fn request(random: &mut Random) -> Request {
     let prompt = (0..1 + random.below(60)).map(|_| random.below(VOCABULARY) as u32).collect();
@@ -49,16 +40,16 @@ fn texts_are_the_same() {
     for reference in [false, true] {
         let device = || match reference {
             true => Arc::new(ReferenceBackend::new(16)) as Arc<dyn Backend>,
-            false => cpu(),
+            false => cpu(2),
         };
-        let mut plain = engine(&model, device(), 1, 512);
+        let mut plain = engine_on(&model, device(), 1, 512);
         for request in &requests {
             plain.submit(request.clone()).unwrap();
         }
         let expected = finish(&mut plain);
         for (places, step_tokens) in [(1, 512), (4, 512), (3, 7), (12, 16), (1, 1)] {
             let pretend = Arc::new(Pretend::new(device(), "pretend").asynchronous());
-            let mut engine = engine(&model, pretend.clone(), places, step_tokens);
+            let mut engine = engine_on(&model, pretend.clone(), places, step_tokens);
             for request in &requests {
                 engine.submit(request.clone()).unwrap();
             }
@@ -81,14 +72,14 @@ fn requests_that_come_and_go_leave_the_others_as_they_are() {
     let mut random = Random::new(seed);
     let model = model(seed, DType::Q8_0);
     let requests: Vec<Request> = (0..30).map(|_| request(&mut random)).collect();
-    let mut plain = engine(&model, cpu(), 1, 512);
+    let mut plain = engine_on(&model, cpu(2), 1, 512);
     let mut expected = Vec::new();
     for request in &requests {
         let id = plain.submit(request.clone()).unwrap();
         expected.push(finish(&mut plain).remove(&id).unwrap());
     }
-    let pretend = Arc::new(Pretend::new(cpu(), "pretend").asynchronous());
-    let mut engine = engine(&model, pretend, 3, 24);
+    let pretend = Arc::new(Pretend::new(cpu(2), "pretend").asynchronous());
+    let mut engine = engine_on(&model, pretend, 3, 24);
     let mut ids = vec![engine.submit(requests[0].clone()).unwrap()];
     let mut cancelled = Vec::new();
     let texts = finish_with(&mut engine, |engine, _| {
@@ -116,9 +107,9 @@ fn requests_that_come_and_go_leave_the_others_as_they_are() {
 fn no_step_is_wasted_where_the_end_is_known() {
     let model = model(3, DType::F32);
     for asynchronous in [false, true] {
-        let pretend = Pretend::new(cpu(), "pretend");
+        let pretend = Pretend::new(cpu(2), "pretend");
         let pretend = Arc::new(if asynchronous { pretend.asynchronous() } else { pretend });
-        let mut engine = engine(&model, pretend.clone(), 2, 512);
+        let mut engine = engine_on(&model, pretend.clone(), 2, 512);
         for max_tokens in [1, 2, 9] {
             let sampling = SamplingParams::GREEDY;
             let request = Request {
@@ -142,16 +133,10 @@ fn no_step_is_wasted_where_the_end_is_known() {
 #[test]
 fn a_stop_token_costs_one_step_whose_blocks_are_free_afterwards() {
     let model = model(2, DType::F32);
-    let pretend = Arc::new(Pretend::new(cpu(), "pretend").asynchronous());
-    let mut engine = engine(&model, pretend.clone(), 1, 512);
+    let pretend = Arc::new(Pretend::new(cpu(2), "pretend").asynchronous());
+    let mut engine = engine_on(&model, pretend.clone(), 1, 512);
     let sampling = SamplingParams::GREEDY;
-    let base = Request {
-        prompt: vec![5, 6],
-        max_tokens: 30,
-        sampling,
-        stop_tokens: vec![],
-        logprobs: None,
-    };
+    let base = ask(vec![5, 6], 30, sampling);
     let id = engine.submit(base.clone()).unwrap();
     let (tokens, _) = finish(&mut engine).remove(&id).unwrap();
     let stop = tokens[4];
@@ -179,17 +164,11 @@ fn a_stop_token_costs_one_step_whose_blocks_are_free_afterwards() {
 #[test]
 fn logits_that_are_no_numbers_end_their_sequences() {
     let model = model_with(6, DType::F32, f32::NAN);
-    let pretend = Arc::new(Pretend::new(cpu(), "pretend").asynchronous());
-    let mut engine = engine(&model, pretend, 2, 512);
+    let pretend = Arc::new(Pretend::new(cpu(2), "pretend").asynchronous());
+    let mut engine = engine_on(&model, pretend, 2, 512);
     for _ in 0..2 {
         let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
-        let request = Request {
-            prompt: vec![1, 2],
-            max_tokens: 3,
-            sampling,
-            stop_tokens: vec![],
-            logprobs: None,
-        };
+        let request = ask(vec![1, 2], 3, sampling);
         engine.submit(request).unwrap();
         let error = engine.step().unwrap_err();
         assert!(matches!(error, RuntimeError::NotNumbers { .. }), "{error}");
@@ -207,12 +186,12 @@ fn a_sequence_without_a_token_ends_alone() {
     let sampled = SamplingParams { temperature: 1.0, top_p: 0.9, seed, ..SamplingParams::GREEDY };
     let request = |prompt: &[u32], sampling| {
         let prompt = prompt.to_vec();
-        Request { prompt, max_tokens: 9, sampling, stop_tokens: vec![], logprobs: None }
+        ask(prompt, 9, sampling)
     };
     let a = request(&[3, BROKEN, 4], SamplingParams::GREEDY);
     let b = request(&[5, 6, 7], SamplingParams::GREEDY);
     let c = request(&[9, 8, 7, 6], sampled);
-    let mut plain = engine(&model, cpu(), 1, 512);
+    let mut plain = engine_on(&model, cpu(2), 1, 512);
     let alone = [&b, &c].map(|request| {
         let id = plain.submit(request.clone()).unwrap();
         finish(&mut plain).remove(&id).unwrap()
@@ -221,10 +200,10 @@ fn a_sequence_without_a_token_ends_alone() {
     for (asynchronous, stand_in) in
         [(true, None), (true, Some(BROKEN)), (true, Some(1)), (false, None)]
     {
-        let mut pretend = Pretend::new(cpu(), "pretend");
+        let mut pretend = Pretend::new(cpu(2), "pretend");
         pretend.stand_in = stand_in;
         let pretend = Arc::new(if asynchronous { pretend.asynchronous() } else { pretend });
-        let mut engine = engine(&model, pretend.clone(), 3, 6);
+        let mut engine = engine_on(&model, pretend.clone(), 3, 6);
         let [of_a, of_b, of_c] =
             [&a, &b, &c].map(|request| engine.submit(request.clone()).unwrap());
         let error = engine.step().unwrap_err();
@@ -248,20 +227,14 @@ fn a_sequence_without_a_token_ends_alone() {
 fn a_failed_step_can_be_tried_again() {
     let model = model(8, DType::F32);
     let sampling = SamplingParams::GREEDY;
-    let request = Request {
-        prompt: vec![9; 20],
-        max_tokens: 12,
-        sampling,
-        stop_tokens: vec![],
-        logprobs: None,
-    };
-    let mut plain = engine(&model, cpu(), 1, 8);
+    let request = ask(vec![9; 20], 12, sampling);
+    let mut plain = engine_on(&model, cpu(2), 1, 8);
     plain.submit(request.clone()).unwrap();
     let expected: Vec<_> = finish(&mut plain).into_values().collect();
     for lost_after in 0..14 {
-        let mut pretend = Pretend::new(cpu(), "pretend").asynchronous();
+        let mut pretend = Pretend::new(cpu(2), "pretend").asynchronous();
         pretend.lost_after = Some(lost_after);
-        let mut engine = engine(&model, Arc::new(pretend), 1, 8);
+        let mut engine = engine_on(&model, Arc::new(pretend), 1, 8);
         engine.submit(request.clone()).unwrap();
         let (mut tokens, mut end, mut failures) = (Vec::new(), None, 0);
         while !engine.is_idle() {

@@ -4,8 +4,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{CONTEXT, VOCABULARY, finish, model, model_of, model_with, pretend::Pretend};
-use realm_compute_cpu::{CpuBackend, CpuOptions};
+use common::{
+    CONTEXT, VOCABULARY, ask, cpu, engine_on, finish, model, model_of, model_with, pretend::Pretend,
+};
 use realm_conformance::{random::Random, run::distance};
 use realm_core::{
     DType,
@@ -16,13 +17,8 @@ use realm_runtime::{
     Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams, SequenceId,
 };
 
-fn cpu(threads: usize) -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }))
-}
-
 fn engine(model: &Model, sequences: usize, step_tokens: usize) -> Engine {
-    let options = EngineOptions { sequences, step_tokens, ..EngineOptions::default() };
-    Engine::new(model, cpu(2), &options).unwrap()
+    engine_on(model, cpu(2), sequences, step_tokens)
 }
 
 fn request(random: &mut Random) -> Request {
@@ -92,13 +88,7 @@ fn a_cancelled_sequence_gives_its_place_to_the_next() {
 fn stop_tokens_end_a_sequence() {
     let model = model(2, DType::F32);
     let mut engine = engine(&model, 1, 512);
-    let base = Request {
-        prompt: vec![5, 6],
-        max_tokens: 30,
-        sampling: SamplingParams::GREEDY,
-        stop_tokens: vec![],
-        logprobs: None,
-    };
+    let base = ask(vec![5, 6], 30, SamplingParams::GREEDY);
     let id = engine.submit(base.clone()).unwrap();
     let (tokens, _) = finish(&mut engine).remove(&id).unwrap();
     let stop = tokens[4];
@@ -144,13 +134,7 @@ fn logits_agree_with_the_reference_interpreter() {
 fn bad_requests_are_refused_in_one_line() {
     let model = model(4, DType::F32);
     let mut engine = engine(&model, 1, 512);
-    let good = Request {
-        prompt: vec![1],
-        max_tokens: 1,
-        sampling: SamplingParams::GREEDY,
-        stop_tokens: vec![],
-        logprobs: None,
-    };
+    let good = ask(vec![1], 1, SamplingParams::GREEDY);
     let greedy = SamplingParams::GREEDY;
     let wrong = |sampling| Request { sampling, ..good.clone() };
     let bias = |id: usize, bias| SamplingParams {
@@ -236,13 +220,7 @@ fn logits_that_are_no_numbers_are_an_error() {
     let model = model_with(6, DType::F32, f32::NAN);
     let mut engine = engine(&model, 2, 512);
     let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
-    let request = Request {
-        prompt: vec![1, 2],
-        max_tokens: 3,
-        sampling,
-        stop_tokens: vec![],
-        logprobs: None,
-    };
+    let request = ask(vec![1, 2], 3, sampling);
     engine.submit(request).unwrap();
     let error = engine.step().unwrap_err();
     assert!(matches!(error, RuntimeError::NotNumbers { .. }), "{error}");
@@ -253,13 +231,7 @@ fn logits_that_are_no_numbers_are_an_error() {
 fn biases_that_ban_everything_end_their_sequence_alone() {
     let model = model(7, DType::Q8_0);
     let mut engine = engine(&model, 3, 512);
-    let greedy = |prompt: Vec<u32>| Request {
-        prompt,
-        max_tokens: 5,
-        sampling: SamplingParams::GREEDY,
-        stop_tokens: vec![],
-        logprobs: None,
-    };
+    let greedy = |prompt: Vec<u32>| ask(prompt, 5, SamplingParams::GREEDY);
     let id = engine.submit(greedy(vec![4, 5])).unwrap();
     let expected = finish(&mut engine).remove(&id).unwrap();
     let all = (0..VOCABULARY as u32).map(|id| (id, f32::NEG_INFINITY)).collect();
@@ -391,7 +363,7 @@ fn many(model: &Model, queue: usize) -> Engine {
 fn short(at: u32) -> Request {
     let sampling = SamplingParams::GREEDY;
     let prompt = vec![at % VOCABULARY as u32, 7];
-    Request { prompt, max_tokens: 2, sampling, stop_tokens: vec![], logprobs: None }
+    ask(prompt, 2, sampling)
 }
 
 #[test]

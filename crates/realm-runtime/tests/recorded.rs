@@ -3,8 +3,11 @@
 //! Llama 3 rope divisors, tied embeddings), the dequantized weights in double precision for
 //! `llama-256-q4_k_m` (as llama.cpp quantized them).
 
-use std::{fs, path::PathBuf, sync::Arc};
+mod common;
 
+use std::{path::PathBuf, sync::Arc};
+
+use common::npy;
 use realm_compute_cpu::{CpuBackend, CpuOptions, IsaLimit};
 use realm_core::backend::{Backend, Precision};
 use realm_runtime::{Engine, EngineOptions, Model, Request, SamplingParams};
@@ -13,20 +16,12 @@ fn data(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/data").join(name)
 }
 
-/// The words of an `.npy` file of format 1, 32 bits an element.
-fn words(name: &str) -> Vec<[u8; 4]> {
-    let bytes = fs::read(data(name)).unwrap();
-    assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
-    let header = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-    bytes[10 + header..].as_chunks::<4>().0.to_vec()
-}
-
 fn ids(name: &str) -> Vec<u32> {
-    words(name).into_iter().map(u32::from_le_bytes).collect()
+    npy::ids(&data(name))
 }
 
 fn floats(name: &str) -> Vec<f32> {
-    words(name).into_iter().map(f32::from_le_bytes).collect()
+    npy::floats(&data(name))
 }
 
 fn engines(file: &str, precision: Precision) -> impl Iterator<Item = Engine> {

@@ -11,9 +11,8 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
-use common::{VOCABULARY, model, model_with_heads, pretend::Pretend};
-use realm_compute_cpu::{CpuBackend, CpuOptions};
-use realm_conformance::random::Random;
+use common::{VOCABULARY, cpu, model, model_with_heads, pretend::Pretend};
+use realm_conformance::{random::Random, required};
 use realm_core::{DType, backend::Backend, reference::ReferenceBackend};
 use realm_runtime::{
     Engine, EngineOptions, EngineStats, Event, Finish, Model, Request, SamplingParams, SequenceId,
@@ -23,18 +22,13 @@ use realm_runtime::{
 type Text = (Vec<(u32, Vec<(u32, u32)>)>, Option<Finish>);
 
 fn seed() -> u64 {
-    let given = env::var("REALM_SEED").ok().and_then(|text| text.trim().parse().ok());
-    let seed = given.unwrap_or_else(Random::fresh_seed);
+    let seed = Random::fresh_seed();
     println!("REALM_SEED={seed}");
     seed
 }
 
 fn schedules(default: usize) -> usize {
     env::var("REALM_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-fn cpu(threads: usize) -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }))
 }
 
 fn add(text: &mut Text, event: &Event) {
@@ -359,9 +353,7 @@ fn on_the_emulated_gpu_each_sequence_gives_what_it_gives_alone() {
     let backend = match realm_compute_gpu::open_cuda_emulated(seed) {
         Ok(backend) => backend,
         Err(reason) => {
-            let required = env::var("REALM_REQUIRE").unwrap_or_default();
-            let missing = required.split(',').any(|item| item.trim() == "cuda-emulated");
-            assert!(!missing, "REALM_REQUIRE names cuda-emulated, but: {reason}");
+            assert!(!required("cuda-emulated"), "REALM_REQUIRE names cuda-emulated, but: {reason}");
             println!("skipped: cuda-emulated: {reason}");
             return;
         }

@@ -5,8 +5,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{VOCABULARY, model_of, pretend::Pretend};
-use realm_compute_cpu::{CpuBackend, CpuOptions};
+use common::{VOCABULARY, ask, cpu, model_of, pretend::Pretend};
 use realm_conformance::{random::Random, run::distance};
 use realm_core::{
     DType, Graph,
@@ -15,16 +14,12 @@ use realm_core::{
     reference::ReferenceBackend,
 };
 use realm_runtime::{
-    Engine, EngineOptions, Loaded, Model, Request, RuntimeError, SamplingParams, SplitBackend,
+    Engine, EngineOptions, Loaded, Model, RuntimeError, SamplingParams, SplitBackend,
     device::{Device, DeviceOptions},
     memory::MemoryPlan,
 };
 
 const LAYERS: usize = 5;
-
-fn cpu() -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }))
-}
 
 fn fused(model: &Model) -> Graph {
     let mut graph = model.graph().clone();
@@ -53,15 +48,7 @@ fn results(model: &Model, backend: Arc<dyn Backend>, precision: Precision) -> Re
         SamplingParams { temperature: 1.0, top_p: 0.9, seed: 4, ..SamplingParams::GREEDY };
     for (sampling, length) in [(SamplingParams::GREEDY, 70), (sampled, 12)] {
         let prompt = prompt[..length].to_vec();
-        engine
-            .submit(Request {
-                prompt,
-                max_tokens: 20,
-                sampling,
-                stop_tokens: vec![],
-                logprobs: None,
-            })
-            .unwrap();
+        engine.submit(ask(prompt, 20, sampling)).unwrap();
     }
     let mut tokens = vec![Vec::new(); 2];
     while !engine.is_idle() {
@@ -88,19 +75,19 @@ fn every_split_gives_what_one_device_gives() {
     let model = model_of(seed, DType::Q8_0, LAYERS);
     let graph = fused(&model);
     for precision in [Precision::F32, Precision::Auto] {
-        let expected = results(&model, cpu(), precision);
+        let expected = results(&model, cpu(2), precision);
         for layer in 1..LAYERS {
-            let second = Arc::new(Pretend::new(cpu(), "second"));
-            let split = SplitBackend::new(&graph, layer, cpu(), second).unwrap();
+            let second = Arc::new(Pretend::new(cpu(2), "second"));
+            let split = SplitBackend::new(&graph, layer, cpu(2), second).unwrap();
             assert_eq!(split.info().name, "second+cpu");
             let found = results(&model, Arc::new(split), precision);
             assert_eq!(found, expected, "{layer} of {LAYERS} layers, {precision}");
         }
     }
-    let expected = results(&model, cpu(), Precision::F32);
+    let expected = results(&model, cpu(2), Precision::F32);
     for layer in [1, LAYERS - 1] {
         let reference = || Arc::new(ReferenceBackend::new(64));
-        for [first, second] in [[cpu(), reference()], [reference(), cpu()]] {
+        for [first, second] in [[cpu(2), reference()], [reference(), cpu(2)]] {
             let split = SplitBackend::new(&graph, layer, first, second).unwrap();
             let found = results(&model, Arc::new(split), Precision::F32);
             let distance = distance(&found.logits, &expected.logits, 0.0);
@@ -115,14 +102,14 @@ fn parts_that_do_not_fit_together_are_refused() {
     let model = model_of(1, DType::F32, LAYERS);
     let graph = fused(&model);
     let refuse = |layer, second: Arc<dyn Backend>| {
-        let error = SplitBackend::new(&graph, layer, cpu(), second).err().unwrap().to_string();
+        let error = SplitBackend::new(&graph, layer, cpu(2), second).err().unwrap().to_string();
         assert!(!error.contains('\n'), "{error}");
         error
     };
     assert!(refuse(1, Arc::new(ReferenceBackend::new(16))).contains("64 and 16 tokens"));
-    assert!(refuse(0, cpu()).contains("layers 0 to 4") && refuse(9, cpu()).contains("layer 9"));
+    assert!(refuse(0, cpu(2)).contains("layers 0 to 4") && refuse(9, cpu(2)).contains("layer 9"));
     // Another model's weights.
-    let split = Arc::new(SplitBackend::new(&graph, 1, cpu(), cpu()).unwrap());
+    let split = Arc::new(SplitBackend::new(&graph, 1, cpu(2), cpu(2)).unwrap());
     let other = model_of(1, DType::F32, LAYERS + 1);
     let error = Engine::new(&other, split, &EngineOptions::default()).err().unwrap().to_string();
     assert!(error.contains("does not belong to cpu+cpu"), "{error}");
@@ -133,7 +120,7 @@ fn device(pretend: Pretend, options: DeviceOptions) -> Device {
 }
 
 fn gpu(room: Option<u64>) -> Pretend {
-    let pretend = Pretend::new(cpu(), "gpu:0");
+    let pretend = Pretend::new(cpu(2), "gpu:0");
     match room {
         Some(bytes) => pretend.room(bytes),
         None => pretend,
@@ -147,7 +134,7 @@ fn options() -> EngineOptions {
 #[test]
 fn as_many_layers_as_fit_go_to_the_gpu() {
     let model = model_of(2, DType::F32, LAYERS);
-    let whole = MemoryPlan::new(&model, &fused(&model), &*cpu(), &options()).unwrap();
+    let whole = MemoryPlan::new(&model, &fused(&model), &*cpu(2), &options()).unwrap();
     let mut last = LAYERS + 1;
     let mut seen = Vec::new();
     // From all of what is needed down to nothing.
@@ -219,13 +206,7 @@ fn results_of(mut device: Device, model: &Model) -> Vec<u32> {
     let last = seen.last().unwrap();
     assert!(last.loaded == last.total && seen.is_sorted_by_key(|progress| progress.loaded));
     let sampling = SamplingParams::GREEDY;
-    let request = Request {
-        prompt: vec![3; 20],
-        max_tokens: 8,
-        sampling,
-        stop_tokens: vec![],
-        logprobs: None,
-    };
+    let request = ask(vec![3; 20], 8, sampling);
     engine.submit(request).unwrap();
     let mut tokens = Vec::new();
     while !engine.is_idle() {
@@ -349,7 +330,7 @@ fn after_a_full_card_the_next_one_is_tried() {
 fn a_named_gpu_without_room_is_an_error() {
     let model = model_of(7, DType::F32, LAYERS);
     let named = DeviceOptions { name: "gpu:0".into(), ..DeviceOptions::default() };
-    let whole = MemoryPlan::new(&model, &fused(&model), &*cpu(), &options()).unwrap();
+    let whole = MemoryPlan::new(&model, &fused(&model), &*cpu(2), &options()).unwrap();
     for room in [0, whole.workspace_bytes()] {
         let mut device = device(gpu(Some(room)), named.clone());
         let error = device.place(&model, &options()).err().unwrap().to_string();
@@ -417,10 +398,10 @@ fn devices_that_cannot_share_a_model_leave_it_to_one() {
 #[test]
 fn work_memory_of_a_graph_that_is_not_the_splits_is_no_less_than_its_own() {
     let graph = fused(&model_of(11, DType::F32, LAYERS));
-    let split = SplitBackend::new(&graph, LAYERS - 1, cpu(), cpu()).unwrap();
+    let split = SplitBackend::new(&graph, LAYERS - 1, cpu(2), cpu(2)).unwrap();
     let other = fused(&model_of(11, DType::F32, 1));
     let limits = Limits { tokens: 9, outputs: 2, sequences: 2 };
     let compile = CompileOptions { limits, precision: Precision::F32, poison: false };
-    let own = cpu().workspace_bytes(&other, &compile);
+    let own = cpu(2).workspace_bytes(&other, &compile);
     assert!(own > 0 && split.workspace_bytes(&other, &compile) >= own);
 }

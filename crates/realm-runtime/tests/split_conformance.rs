@@ -1,20 +1,18 @@
 //! The suite's models and the backend contract on a split model: two devices as one.
 
+mod common;
+
 use std::{process::ExitCode, sync::Arc};
 
+use common::cpu;
 use libtest_mimic::{Arguments, Failed, Trial};
-use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::{
     cases::{contract, invariance, model},
     random::Random,
-    run,
+    required, run,
 };
 use realm_core::{DType, backend::Backend, reference::ReferenceBackend};
 use realm_runtime::SplitBackend;
-
-fn cpu() -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }))
-}
 
 /// Parts of the contract that are tried with graphs without layers, which cannot be split.
 const WHOLE: [&str; 2] = ["contract/given-rows", "contract/no-token"];
@@ -34,18 +32,16 @@ fn main() -> ExitCode {
     let reference = || Arc::new(ReferenceBackend::new(64));
     let mut trials = Vec::new();
     let mut devices = vec![
-        ("split", split(cpu(), cpu())),
-        ("split-reference-cpu", split(reference(), cpu())),
-        ("split-cpu-reference", split(cpu(), reference())),
+        ("split", split(cpu(2), cpu(2))),
+        ("split-reference-cpu", split(reference(), cpu(2))),
+        ("split-cpu-reference", split(cpu(2), reference())),
     ];
     match realm_compute_gpu::open_cuda_emulated(seed) {
-        Ok(gpu) => devices.push(("split-cpu-cuda-emulated", split(cpu(), gpu))),
+        Ok(gpu) => devices.push(("split-cpu-cuda-emulated", split(cpu(2), gpu))),
         Err(reason) => {
-            let required = std::env::var("REALM_REQUIRE").unwrap_or_default();
-            let must = required.split(',').any(|item| item.trim() == "cuda-emulated");
             let name = format!("split-cpu-cuda-emulated skipped: {reason}");
             let trial = Trial::test(name, move || Err(Failed::from(reason.to_string())));
-            trials.push(trial.with_ignored_flag(!must));
+            trials.push(trial.with_ignored_flag(!required("cuda-emulated")));
         }
     }
     if !arguments.list {

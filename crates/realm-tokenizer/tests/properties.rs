@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use common::small;
+use common::{small, ways::PRE_TOKENIZERS};
 use proptest::prelude::*;
 use realm_tokenizer::{
     DecodeOptions, DecodeStream, EncodeOptions, Tokenizer, TokenizerError, Vocab,
@@ -15,35 +15,6 @@ use realm_tokenizer::{
 
 const PLAIN: EncodeOptions = EncodeOptions { add_special: false, parse_special: false };
 const MARKUP: EncodeOptions = EncodeOptions { add_special: false, parse_special: true };
-
-/// One of each way to split.
-const PRE_TOKENIZERS: [&str; 25] = [
-    "llama-bpe",
-    "gpt-2",
-    "default",
-    "dbrx",
-    "glm4",
-    "qwen2",
-    "qwen35",
-    "ufakzeka",
-    "laguna",
-    "minicpm5",
-    "seed-coder",
-    "bailingmoe",
-    "exaone-moe",
-    "starcoder",
-    "falcon",
-    "deepseek-llm",
-    "deepseek-coder",
-    "deepseek-v3",
-    "spark2_5",
-    "youtu",
-    "tekken",
-    "gpt-4o",
-    "bloom",
-    "viking",
-    "chameleon",
-];
 
 /// A SentencePiece one, then the byte-level ones, the first of which is Llama 3's.
 fn tokenizers() -> &'static [Tokenizer] {

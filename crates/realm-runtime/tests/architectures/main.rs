@@ -1,11 +1,13 @@
 //! Every architecture with small random weights: what its graph is made of, what its settings change,
 //! what devices make of it. Results of other implementations stand in `whole_models`.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod tiny;
 
 use std::sync::Arc;
 
-use realm_compute_cpu::{CpuBackend, CpuOptions};
+use common::cpu;
 use realm_conformance::{random::Random, run::distance};
 use realm_core::{
     DType,
@@ -34,10 +36,6 @@ fn logits(model: &Model, backend: Arc<dyn Backend>, precision: Precision) -> Vec
     logits
 }
 
-fn cpu() -> Arc<dyn Backend> {
-    Arc::new(CpuBackend::new(&CpuOptions { threads: Some(2), ..CpuOptions::default() }))
-}
-
 #[test]
 fn devices_agree_on_every_architecture() {
     let seed = Random::fresh_seed();
@@ -47,7 +45,7 @@ fn devices_agree_on_every_architecture() {
             let mut tiny = Tiny::new(architecture, seed, dtype);
             let model = tiny.set("attention.sliding_window", 9u32).model().unwrap();
             let expected = logits(&model, Arc::new(ReferenceBackend::new(64)), Precision::F32);
-            let off = distance(&logits(&model, cpu(), Precision::F32), &expected, 0.0);
+            let off = distance(&logits(&model, cpu(2), Precision::F32), &expected, 0.0);
             assert!(off < 1e-5, "{architecture} in {dtype}: {off}");
         }
     }
@@ -68,8 +66,8 @@ fn parts_of_tensors_give_what_tensors_give() {
         let plain = apart.model().unwrap();
         let joined = apart.joined().model().unwrap();
         for precision in [Precision::F32, Precision::Int8] {
-            let expected = logits(&plain, cpu(), precision);
-            assert_eq!(logits(&joined, cpu(), precision), expected, "{dtype}, {precision}");
+            let expected = logits(&plain, cpu(2), precision);
+            assert_eq!(logits(&joined, cpu(2), precision), expected, "{dtype}, {precision}");
         }
         // Each byte of the joined tensors is bound once.
         let bound = |part: &str| -> usize {
@@ -344,6 +342,9 @@ fn the_example_in_the_documents_is_the_code() {
     let function = &code[code.find("/// The graph of").unwrap()..];
     let document = read("../../CONTRIBUTING.md").replace("\n   ", "\n");
     assert!(document.contains(function), "CONTRIBUTING.md shows another qwen3.rs");
-    assert!(document.contains(r#"("qwen3", qwen3::build),"#));
-    assert!(read("src/models/mod.rs").contains(r#"("qwen3", qwen3::build),"#));
+    // The line stands in the list that makes both the modules and the table.
+    assert!(document.contains("`architectures!`") && document.contains("\n```rust\nqwen3,\n```\n"));
+    let list = read("src/models/mod.rs");
+    let list = &list[list.find("\narchitectures! {\n").unwrap()..];
+    assert!(list[..list.find("\n}\n").unwrap()].lines().any(|line| line == "    qwen3,"));
 }

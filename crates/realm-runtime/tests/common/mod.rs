@@ -1,14 +1,16 @@
 //! A small Llama file with random weights, in memory, and a device that pretends.
 #![allow(dead_code, reason = "each test program uses a part")]
 
+pub(crate) mod npy;
 pub(crate) mod pretend;
 
-use std::{collections::BTreeMap, io::Write};
+use std::{collections::BTreeMap, io::Write, sync::Arc};
 
+use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::random::Random;
-use realm_core::DType;
+use realm_core::{DType, backend::Backend};
 use realm_gguf::{GgufFile, GgufWriter};
-use realm_runtime::{Engine, Finish, Model, SequenceId};
+use realm_runtime::{Engine, EngineOptions, Finish, Model, Request, SamplingParams, SequenceId};
 
 pub(crate) const VOCABULARY: usize = 61;
 pub(crate) const CONTEXT: usize = 200;
@@ -111,6 +113,27 @@ fn build(
         out.write_all(&data)
     });
     Model::new(GgufFile::parse(bytes.unwrap()).unwrap()).unwrap()
+}
+
+/// The CPU with a number of threads.
+pub(crate) fn cpu(threads: usize) -> Arc<dyn Backend> {
+    Arc::new(CpuBackend::new(&CpuOptions { threads: Some(threads), ..CpuOptions::default() }))
+}
+
+/// A model on a device, with places for so many sequences and steps of so many tokens.
+pub(crate) fn engine_on(
+    model: &Model,
+    backend: Arc<dyn Backend>,
+    sequences: usize,
+    step_tokens: usize,
+) -> Engine {
+    let options = EngineOptions { sequences, step_tokens, ..EngineOptions::default() };
+    Engine::new(model, backend, &options).unwrap()
+}
+
+/// A request that only its length ends.
+pub(crate) fn ask(prompt: Vec<u32>, max_tokens: usize, sampling: SamplingParams) -> Request {
+    Request { prompt, max_tokens, sampling, stop_tokens: vec![], logprobs: None }
 }
 
 /// A sequence's tokens, and why it ended.

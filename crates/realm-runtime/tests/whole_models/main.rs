@@ -3,9 +3,10 @@
 //! `REALM_REFERENCE` names.
 
 mod mistral;
+#[path = "../common/npy.rs"]
+mod npy;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
@@ -13,7 +14,7 @@ use std::{
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use realm_compute_cpu::{CpuBackend, CpuOptions, IsaLimit};
-use realm_conformance::random::Random;
+use realm_conformance::{random::Random, required};
 use realm_core::{
     backend::{Backend, Precision},
     fuse,
@@ -63,17 +64,6 @@ const MODELS: [Recorded; 11] = [
 /// Largest difference of logits, where weights and activations are f32.
 const EXACT: f32 = 2e-4;
 
-/// The words of an `.npy` file of format 1, 32 bits an element.
-fn words(path: &Path) -> Result<Vec<[u8; 4]>, Failed> {
-    let bytes = fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
-    Ok(bytes[header..].as_chunks::<4>().0.to_vec())
-}
-
-fn ids(path: &Path) -> Result<Vec<u32>, Failed> {
-    Ok(words(path)?.into_iter().map(u32::from_le_bytes).collect())
-}
-
 fn as_stored(folder: &Path) -> Result<Model, Failed> {
     Model::open(folder.join("model-f32.gguf")).map_err(line)
 }
@@ -120,7 +110,8 @@ fn split(case: &Case) -> Result<(), Failed> {
 }
 
 fn greedily(mut engine: Engine, folder: &Path) -> Result<(), Failed> {
-    let (prompt, expected) = (ids(&folder.join("tokens.npy"))?, ids(&folder.join("greedy.npy"))?);
+    let (prompt, expected) =
+        (npy::ids(&folder.join("tokens.npy")), npy::ids(&folder.join("greedy.npy")));
     let (max_tokens, sampling) = (expected.len(), SamplingParams::GREEDY);
     let request = Request { prompt, max_tokens, sampling, stop_tokens: vec![], logprobs: None };
     engine.submit(request).map_err(line)?;
@@ -133,9 +124,9 @@ fn greedily(mut engine: Engine, folder: &Path) -> Result<(), Failed> {
 
 /// The logits of a prompt are the recorded ones.
 fn logits(case: &Case) -> Result<(), Failed> {
-    let prompt = ids(&case.folder.join("tokens.npy"))?;
-    let expected = words(&case.folder.join(case.model.logits))?.into_iter().map(f32::from_le_bytes);
-    let (expected, mut found) = (expected.collect::<Vec<_>>(), Vec::new());
+    let prompt = npy::ids(&case.folder.join("tokens.npy"));
+    let expected = npy::floats(&case.folder.join(case.model.logits));
+    let mut found = Vec::new();
     let sink = |rows: &[f32]| {
         found.extend_from_slice(rows);
         Ok(())
@@ -177,14 +168,11 @@ fn devices() -> Vec<(&'static str, &'static str, Opened)> {
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let reference = std::env::var_os("REALM_REFERENCE").map(PathBuf::from);
-    let required = std::env::var("REALM_REQUIRE").unwrap_or_default();
     let mut trials = Vec::new();
     for (name, required_as, opened) in devices() {
         let ready = match (&reference, opened) {
             (None, _) => Err(("REALM_REFERENCE is not set".to_owned(), false)),
-            (_, Err(reason)) => {
-                Err((reason, required.split(',').any(|item| item.trim() == required_as)))
-            }
+            (_, Err(reason)) => Err((reason, required(required_as))),
             (Some(folder), Ok(backend)) => Ok((folder, backend)),
         };
         let (folder, backend) = match ready {

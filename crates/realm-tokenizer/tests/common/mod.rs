@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses a part")]
 
 pub(crate) mod small;
+pub(crate) mod ways;
 
 use std::{
     collections::HashMap,

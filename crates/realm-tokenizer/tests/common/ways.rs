@@ -1,0 +1,30 @@
+//! The ways to split; the fuzz target has them from here, too.
+
+/// One name of each.
+pub(crate) const PRE_TOKENIZERS: [&str; 25] = [
+    "llama-bpe",
+    "gpt-2",
+    "default",
+    "dbrx",
+    "glm4",
+    "qwen2",
+    "qwen35",
+    "ufakzeka",
+    "laguna",
+    "minicpm5",
+    "seed-coder",
+    "bailingmoe",
+    "exaone-moe",
+    "starcoder",
+    "falcon",
+    "deepseek-llm",
+    "deepseek-coder",
+    "deepseek-v3",
+    "spark2_5",
+    "youtu",
+    "tekken",
+    "gpt-4o",
+    "bloom",
+    "viking",
+    "chameleon",
+];
