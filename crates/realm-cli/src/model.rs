@@ -31,7 +31,7 @@ pub(crate) fn file(path: Option<&Path>) -> Result<GgufFile> {
 /// Opens the model at `path`; where none is named, the built-in one, and says so.
 ///
 /// # Errors
-/// As [`file`], and an architecture that is not known.
+/// As [`file()`], and an architecture that is not known.
 pub(crate) fn open(path: Option<&Path>) -> Result<Model> {
     Ok(Model::new(file(path)?)?)
 }
