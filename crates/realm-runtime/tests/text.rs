@@ -1,8 +1,13 @@
 //! Text in, text out, with the demo model: what it says does not matter here, only that the same tokens
 //! become the same text, and that a generation ends where it should.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
+use realm_gguf::GgufFile;
 use realm_runtime::{
     Engine, EngineOptions, Finish, Model, Request, RuntimeError, SamplingParams,
     device::DeviceOptions,
@@ -13,9 +18,12 @@ use serde_json::json;
 
 const PROMPT: &str = "Shall I compare thee to a summer's day?";
 
+fn demo() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../realm-cli/demo/realm-demo.gguf")
+}
+
 fn model() -> Model {
-    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../realm-cli/demo/realm-demo.gguf");
-    Model::open(demo).unwrap()
+    Model::open(demo()).unwrap()
 }
 
 fn options() -> EngineOptions {
@@ -268,4 +276,20 @@ fn log_probabilities_are_of_the_models_own_distribution() {
         assert!(said.top.is_sorted_by(|left, right| left.1 >= right.1));
     }
     assert!(pieces(&mut llm, PROMPT, &greedy(5)).iter().all(|piece| piece.logprobs.is_none()));
+}
+
+#[test]
+fn a_template_that_cannot_be_read_hinders_chat_alone() {
+    let mut bytes = fs::read(demo()).unwrap();
+    let (statement, nonsense) = (b"{%- set ns", b"{%- sat ns");
+    let at = bytes.windows(statement.len()).position(|part| part == statement).unwrap();
+    bytes[at..at + nonsense.len()].copy_from_slice(nonsense);
+    let model = Model::new(GgufFile::parse(bytes).unwrap()).unwrap();
+    let mut llm = Llm::load(&model, &cpu(), &options()).unwrap();
+    let said: Vec<&String> =
+        llm.notes().iter().filter(|note| note.starts_with("no chat with this model: ")).collect();
+    assert_eq!(said.len(), 1, "{:?}", llm.notes());
+    assert_eq!(pieces(&mut llm, PROMPT, &greedy(3)).len(), 3);
+    let error = llm.chat(&[chat::message("user", "Hello")], &greedy(1)).err().unwrap();
+    assert!(matches!(error, RuntimeError::NoChatTemplate { .. }), "{error}");
 }
