@@ -33,7 +33,7 @@ TYPES = ["bf16", "f16"]
 ROWS = [1, 16, 64, 512, 4096]
 BACKENDS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION"}
 DECODE = [(4096, 1), (4096, 8), (32768, 1), (32768, 8)]
-PREFILL = [(4096, 1), (16384, 1)]
+PREFILL = [(4096, 128), (16384, 64), (16384, 128), (16384, 256)]
 
 
 def thousands(tokens):
@@ -56,9 +56,9 @@ def benches():
         for length, batch in DECODE:
             yield f"peer/sdpa-{backend}/decode/d{HEAD}/{thousands(length)}/b{batch}", (
                 lambda backend=backend, length=length, batch=batch: decode(backend, length, batch))
-        for length, batch in PREFILL:
-            yield f"peer/sdpa-{backend}/prefill/d{HEAD}/{thousands(length)}/b{batch}", (
-                lambda backend=backend, length=length, batch=batch: prefill(backend, length, batch))
+        for length, size in PREFILL:
+            yield f"peer/sdpa-{backend}/prefill/causal/{thousands(length)}/d{size}", (
+                lambda backend=backend, length=length, size=size: prefill(backend, length, size))
 
 
 class Bench:
@@ -170,14 +170,14 @@ def decode(backend, length, batch):
     return (rate, "GB/s", *BENCH.ratio("peer/torch/copy", rate))
 
 
-def prefill(backend, length, batch):
-    """A prompt, causal: 4 · rows² · d operations a head, half of them masked."""
+def prefill(backend, length, size):
+    """A prompt, causal, heads of `size`: 4 · rows² · size operations a head, half of them masked."""
     torch, sdpa = BENCH.torch, BENCH.torch.nn.functional.scaled_dot_product_attention
-    shape = (batch, HEADS, length, HEAD)
+    shape = (1, HEADS, length, size)
     q, k, v = (torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(3))
     calls = [lambda: sdpa(q, k, v, is_causal=True)]
     seconds = attention(backend, calls)
-    rate = 4 * batch * HEADS * length * length * HEAD / 2 / seconds * 1e-12
+    rate = 2 * HEADS * length * length * size / seconds * 1e-12
     return (rate, "TFLOP/s", *BENCH.ratio("peer/cublas/bf16/8192x8192/m8192", rate))
 
 

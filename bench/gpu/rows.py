@@ -5,6 +5,7 @@
                                      logs in DIR/logs
     rows.py model BENCH INSPECT DIR  rows of whole models, from `realm bench --json` and `realm inspect
                                      --json`; the copy bandwidth is taken from the logs in DIR
+    rows.py prefill BENCH TYPE       rows of prompts, of the model with weights of that type
     rows.py suite LOG                the conformance suite's row, from its output
     rows.py check FILE…              whether files of measurements are as docs/benchmarks/README.md says
     rows.py show FILE…               their rows, as a table
@@ -21,6 +22,8 @@ from pathlib import Path
 FORMATS = ["Q4_K", "Q5_K", "Q6_K", "Q8_K", "Q8_0", "Q4_0", "F16"]
 SHAPES = ["14336x4096", "4096x14336"]
 MODEL = "decode/llama-3.1-8b/q4_k_m"
+PREFILL = "prefill/llama-3.1-8b"
+GEMM = "gemm/Q4_K/bf16/14336x4096"
 
 # The keys of a row and of a file.
 ROW = {"bench": str, "median": float, "unit": str, "ratio": (float, type(None)),
@@ -35,6 +38,19 @@ TARGETS = [
     (f"{MODEL}/d0", "median", 450.0, 730.0),
     (f"{MODEL}/d16k", "ratio", 0.60, 0.75),
     (f"{MODEL}/d0/outside", "median", 1.0, 0.3),
+    (f"{GEMM}/m512", "ratio", 0.50, 0.80),
+    (f"{GEMM}/m4096", "ratio", 0.60, 0.90),
+    (f"{GEMM}/m16", "ratio", 0.50, 0.80),
+    (f"{GEMM}/m64", "ratio", 0.50, 0.80),
+    *((f"attention/prefill/causal/16k/d{d}", "ratio", 1.0, 1.6) for d in (64, 128, 256)),
+    (f"{PREFILL}/q4_k_m/p4096", "ratio", 0.60, 0.90),
+]
+
+# Rows that are held against another one of the same run, which may have been measured later.
+AGAINST = [
+    (r"gemm/[^/]+/(b?f16)/(\d+x\d+/m\d+)", r"peer/cublas/\1/\2"),
+    (r"attention/(prefill/causal/\w+/d\d+)", r"peer/sdpa-flash/\1"),
+    (rf"{PREFILL}/(?!bf16/)[^/]+/(p\d+)", rf"{PREFILL}/bf16/\1"),
 ]
 
 
@@ -146,6 +162,16 @@ def slug(device):
     return re.sub(r"[^a-z0-9.]+", "-", name).strip("-.") or "gpu"
 
 
+def hold(rows):
+    """Fills the ratios of rows that are held against others."""
+    for it in rows.values():
+        for pattern, other in AGAINST:
+            found = re.fullmatch(pattern, it["bench"])
+            peer = rows.get(found.expand(other)) if found and it["ratio"] is None else None
+            if peer and peer["unit"] == it["unit"] and peer["median"] > 0:
+                it["ratio"], it["ratio_to"] = it["median"] / peer["median"], peer["bench"]
+
+
 def merge(folders):
     """Joins what runs on one device measured at one commit."""
     settings, rows = [], {}
@@ -161,6 +187,7 @@ def merge(folders):
         sys.exit(f"error: runs of different devices, drivers or commits belong in files apart: {listed}")
     if not rows:
         sys.exit("error: nothing was measured")
+    hold(rows)
     device, driver, commit = keys.pop()
     date = max(where["date"] for where in settings)
     path = Path(folders[0], f"{slug(device)}-{date}.json")
@@ -228,6 +255,15 @@ def model_rows(bench, inspect, copy):
         yield row(f"{name}/outside", max(0.0, 1e3 / rate - 1e3 * moved / copy), "ms")
 
 
+def prefill(bench, kind):
+    """Prints the rows of a model's prompts."""
+    for test in json.loads(Path(bench).read_text(encoding="utf-8")):
+        found = re.fullmatch(r"pp(\d+)", test["test"])
+        if found:
+            rate = test["tokens_per_second"]["median"]
+            print(json.dumps(row(f"{PREFILL}/{kind}/p{found[1]}", rate, "tokens/s")), flush=True)
+
+
 def model(bench, inspect, folder):
     """Prints the rows of a model."""
     copy = rows_of(folder).get("copy")
@@ -271,6 +307,8 @@ def main(args):
         merge(args[1:])
     elif len(args) == 4 and args[0] == "model":
         model(*args[1:])
+    elif len(args) == 3 and args[0] == "prefill":
+        prefill(*args[1:])
     elif len(args) == 2 and args[0] == "suite":
         suite(args[1])
     elif len(args) >= 2 and args[0] == "check":

@@ -8,12 +8,13 @@
 #   conformance  the op suite and the crates' own tests on the device
 #   kernels      how fast each kernel is
 #   model        tokens a second of a Llama-3.1-8B with random weights
+#   prefill      the same of prompts, beside weights in bf16
 #   peers        what PyTorch reaches here
 #   sanitizer    compute-sanitizer's memcheck and racecheck on some of the suite
 #
 # Options:
 #   --out DIR        results and logs (default: results beside this script)
-#   --scratch DIR    where the programs are unpacked (64 MB) and the 8B model (4.9 GB) goes; programs
+#   --scratch DIR    where the programs are unpacked (64 MB) and the 8B model (4.9 and 16.1 GB) goes; programs
 #                    must be allowed to run there (default: realm-bundle-UID in TMPDIR or /tmp)
 #   --budget SECONDS what all parts together may take; each also has its own limit (default: 3600)
 #   --quick          fewer repetitions
@@ -25,7 +26,7 @@
 set -uo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-parts=(ids conformance kernels model peers sanitizer)
+parts=(ids conformance kernels model peers prefill sanitizer)
 out=$here/results
 scratch=${TMPDIR:-/tmp}/realm-bundle-$(id -u)
 budget=3600
@@ -71,6 +72,9 @@ done
 case $budget in
     '' | *[!0-9]*) fail "--budget takes whole seconds, not $budget" ;;
 esac
+# Repetitions of tests of whole models.
+repetitions=5
+[ -z "$quick" ] || repetitions=2
 command -v python3 >/dev/null || fail "python3 (3.8 or later) is not there"
 
 # Where the programs and models are: beside this script or, unpacked, outside the bundle, which stays
@@ -316,15 +320,21 @@ part_kernels() {
     return $status
 }
 
-part_model() {
-    local file=$scratch/llama-3.1-8b.q4_k_m.gguf status=0
-    local bench=$scratch/bench.json inspect=$scratch/inspect.json
+# Makes the 8B model with weights of a type, unless it is there.
+synthesise() {
+    local kind=$1 file=$2
     mkdir -p "$scratch" || return 1
     # Another name until it is whole: a run that was stopped leaves no half a model to be found.
     if [ ! -f "$file" ]; then
-        limited "$(rest)" "$bin/realm" synth llama-3.1-8b --type q4_k_m --force "$file.part" \
+        limited "$(rest)" "$bin/realm" synth llama-3.1-8b --type "$kind" --force "$file.part" \
             && mv "$file.part" "$file" || return $?
     fi
+}
+
+part_model() {
+    local file=$scratch/llama-3.1-8b.q4_k_m.gguf status=0
+    local bench=$scratch/bench.json inspect=$scratch/inspect.json
+    synthesise q4_k_m "$file" || return $?
     "$bin/realm" inspect -m "$file" --device cpu --json >"$inspect" || return $?
     # The ratios are to the copy bandwidth of the same day.
     if ! grep -qs '"bench": *"copy"' "$out"/logs/*.log; then
@@ -333,9 +343,25 @@ part_model() {
     local depth
     for depth in 0 16384; do
         if limited "$(rest)" "$bin/realm" bench -m "$file" --device cuda --require-gpu -p 0 -n 128 \
-            -d "$depth" -r "${quick:+2}${quick:-5}" --json >"$bench"; then
+            -d "$depth" -r "$repetitions" --json >"$bench"; then
             cat "$bench"
             python3 "$here/rows.py" model "$bench" "$inspect" "$out" || status=$?
+        else
+            status=$?
+        fi
+    done
+    return $status
+}
+
+part_prefill() {
+    local kind file status=0 bench=$scratch/bench.json
+    for kind in q4_k_m bf16; do
+        file=$scratch/llama-3.1-8b.$kind.gguf
+        synthesise "$kind" "$file" || return $?
+        if limited "$(rest)" "$bin/realm" bench -m "$file" --device cuda --require-gpu -p 4096 -n 0 \
+            -r "$repetitions" --json >"$bench"; then
+            cat "$bench"
+            python3 "$here/rows.py" prefill "$bench" "$kind" || status=$?
         else
             status=$?
         fi
@@ -383,7 +409,8 @@ for name in "${parts[@]}"; do
         conformance) part conformance 600 ;;
         kernels) part kernels 300 ;;
         model) part model 420 ;;
-        peers) part peers 180 ;;
+        peers) part peers 240 ;;
+        prefill) part prefill 420 ;;
         sanitizer) part sanitizer 540 ;;
     esac
 done

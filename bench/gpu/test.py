@@ -7,6 +7,7 @@ build, no GPU, a few seconds.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,6 +145,15 @@ class Run(unittest.TestCase):
         log = (bundle.folder / "results/logs/ids.log").read_text(encoding="utf-8")
         self.assertIn("5,6,8 instead of", log)
 
+    def test_prompts_beside_weights_in_bf16(self):
+        bench = ('case "$*" in *bf16*) rate=400;; *) rate=300;; esac; cat <<END\n[{"test": "pp4096", '
+                 '"tokens_per_second": {"median": $rate}, "kv_type": "f16"}]\nEND')
+        bundle = self.bundle(realm={"bench": bench})
+        code, text = bundle.run("--quick", "prefill")
+        self.assertEqual(code, 0, text)
+        by_name = {row["bench"]: row for row in bundle.measured()["rows"]}
+        self.assertEqual(by_name["prefill/llama-3.1-8b/q4_k_m/p4096"]["ratio"], 0.75)
+
     def test_a_suite_that_ran_nothing_has_not_passed(self):
         bundle = self.bundle(conformance='echo "test result: ok. 0 passed; 0 failed; 0"')
         code, text = bundle.run("conformance")
@@ -263,6 +273,22 @@ class Rows(unittest.TestCase):
         self.assertEqual(rows.slug("NVIDIA H200"), "h200")
         self.assertEqual(rows.slug("NVIDIA H100 80GB HBM3"), "h100-80gb-hbm3")
 
+    def test_rows_are_held_against_peers_of_their_run(self):
+        gemm, prompt = "gemm/Q4_K/bf16/14336x4096/m512", "attention/prefill/causal/16k/d64"
+        model = "prefill/llama-3.1-8b"
+        measured = [rows.row(gemm, 400, "TFLOP/s"), rows.row(prompt, 300, "TFLOP/s"),
+                    rows.row(gemm.replace("m512", "m16"), 2000, "GB/s", 0.5, "copy"),
+                    rows.row(f"{model}/q4_k_m/p4096", 90, "tokens/s"),
+                    rows.row(f"{model}/bf16/p4096", 100, "tokens/s"),
+                    rows.row("peer/cublas/bf16/14336x4096/m512", 800, "TFLOP/s"),
+                    rows.row("peer/cublas/bf16/14336x4096/m16", 2500, "GB/s"),
+                    rows.row("peer/sdpa-flash/prefill/causal/16k/d64", 200, "TFLOP/s")]
+        found = {it["bench"]: it for it in measured}
+        rows.hold(found)
+        self.assertEqual([it["ratio"] for it in measured], [0.5, 1.5, 0.5, 0.9, None, None, None, None])
+        self.assertEqual(measured[0]["ratio_to"], "peer/cublas/bf16/14336x4096/m512")
+        self.assertEqual(measured[2]["ratio_to"], "copy")
+
     def test_verdicts(self):
         ratio, time = rows.row("a", 1, "GB/s", 0.8, "copy"), rows.row("b", 0.5, "ms")
         self.assertEqual(rows.verdict(ratio, "ratio", 0.7, 0.9), "must")
@@ -279,6 +305,12 @@ class Scripts(unittest.TestCase):
         names = done.stdout.split()
         self.assertEqual(len(names), len(set(names)))
         self.assertIn("peer/cublas/bf16/14336x4096/m1", names)
+        # What other rows are held against is measured.
+        for bench, *_ in rows.TARGETS:
+            for pattern, other in rows.AGAINST:
+                found = re.fullmatch(pattern, bench)
+                if found and found.expand(other).startswith("peer/"):
+                    self.assertIn(found.expand(other), names)
 
     def test_only_a_whole_suite_says_that_kernels_have_run(self):
         def said(*entries):

@@ -2,10 +2,8 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use clap::{
-    CommandFactory, Parser, Subcommand, ValueHint, builder::TypedValueParser, error::ErrorKind,
-};
-use realm_core::backend::{KvType, Precision};
+use clap::{CommandFactory, Parser, Subcommand, ValueHint, error::ErrorKind};
+use realm_core::backend::Precision;
 use realm_gguf::GgufFile;
 use realm_runtime::{
     EngineOptions, Model,
@@ -13,10 +11,24 @@ use realm_runtime::{
 };
 
 use crate::{
-    bench::BenchArgs, chat::ChatArgs, completions::CompletionsArgs, console,
-    detokenize::DetokenizeArgs, devices::DevicesArgs, doctor::DoctorArgs, error::CliError,
-    error::Result, inspect::InspectArgs, log::LogArgs, logits::LogitsArgs, man::ManArgs, model,
-    npy, run::RunArgs, synth::SynthArgs, tokenize::TokenizeArgs,
+    bench::BenchArgs,
+    chat::ChatArgs,
+    completions::CompletionsArgs,
+    console,
+    detokenize::DetokenizeArgs,
+    devices::DevicesArgs,
+    doctor::DoctorArgs,
+    error::CliError,
+    error::Result,
+    inspect::InspectArgs,
+    log::LogArgs,
+    logits::LogitsArgs,
+    man::ManArgs,
+    model, npy,
+    precision::{self, KvChoice},
+    run::RunArgs,
+    synth::SynthArgs,
+    tokenize::TokenizeArgs,
 };
 
 /// Of the short help, which is also what `realm` alone shows.
@@ -216,26 +228,34 @@ pub(crate) struct EngineArgs {
     /// Where to run.
     #[command(flatten)]
     pub(crate) device: DeviceArgs,
-    /// Type of the products' inputs; auto is the device's choice (on the CPU int8 for quantized
-    /// weights) and is said in the output
+    /// Type of the products' inputs; sums are always f32
     #[arg(
         long,
         value_name = "TYPE",
         default_value = "auto",
-        value_parser = clap::builder::PossibleValuesParser::new(["auto", "f32", "f16", "bf16", "int8"])
-            .try_map(|name| name.parse::<Precision>()),
+        value_parser = precision::precisions(),
         help_heading = DEVICE
     )]
     pub(crate) precision: Precision,
-    /// Type of the KV cache [default: f32 with --precision f32, else f16]
+    /// Type of the KV cache
     #[arg(
         long,
         value_name = "TYPE",
-        value_parser = clap::builder::PossibleValuesParser::new(["f32", "f16", "bf16", "q8_0"])
-            .try_map(|name| name.parse::<KvType>()),
+        default_value = "auto",
+        value_parser = precision::kv_types(),
         help_heading = DEVICE
     )]
-    pub(crate) kv_type: Option<KvType>,
+    pub(crate) kv_type: KvChoice,
+    /// Whether a sequence's text must not depend on those beside it. Where a device can only do that
+    /// slower, false lets it choose kernels by the batch; the CPU keeps to it always
+    #[arg(
+        long,
+        value_name = "BOOL",
+        default_value_t = true,
+        action = clap::ArgAction::Set,
+        help_heading = DEVICE
+    )]
+    pub(crate) invariant: bool,
     /// Tokens that prompt and answer together may have [default: the smaller of what the model was
     /// trained for and what fits the memory]
     #[arg(
@@ -255,7 +275,8 @@ impl EngineArgs {
         EngineOptions {
             context: self.ctx.map(|tokens| tokens as usize),
             precision: self.precision,
-            kv_type: self.kv_type,
+            kv_type: self.kv_type.0,
+            invariant: self.invariant,
             ..EngineOptions::default()
         }
     }

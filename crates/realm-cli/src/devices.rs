@@ -7,7 +7,7 @@ use realm_runtime::{
 };
 use serde_json::{Value, json};
 
-use crate::{args::DeviceArgs, console, console::Output, error::Result};
+use crate::{args::DeviceArgs, console, console::Output, error::Result, precision};
 
 /// Options of `realm devices`.
 #[derive(Debug, clap::Args)]
@@ -38,6 +38,8 @@ pub(crate) fn run(args: &DevicesArgs) -> Result<()> {
             out.line(console::one_line(&line))?;
         }
     }
+    out.line("")?;
+    precision::legend().iter().try_for_each(|line| out.line(line))?;
     let wanted = &args.device.device;
     match chosen {
         Ok(info) => out.line(format_args!("\n--device {wanted} takes {}", info.name))?,
@@ -95,8 +97,9 @@ fn describe(report: &Report, info: Option<&DeviceInfo>, width: usize) -> Vec<Str
     }
     if let Some(info) = info {
         lines.push(format!(
-            "{indent}precision f32, f16, bf16, int8 (auto: {}); KV cache f32, f16, bf16, q8_0",
-            info.auto_precision
+            "{indent}precision f32, f16, bf16, int8 (auto: {}); KV cache f32, f16, bf16, q8_0 (auto: {})",
+            info.auto_precision,
+            "f32 with f32, else f16"
         ));
     }
     lines

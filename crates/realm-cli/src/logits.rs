@@ -60,6 +60,7 @@ pub(crate) fn run(args: &LogitsArgs) -> Result<()> {
     if let Some(source) = refusal {
         return Err(CliError::io(&args.out, "write the file", source));
     }
+    engine.take_notes().iter().for_each(console::note);
     result.map_err(CliError::engine(model.file().path()))?;
     writer.finish()?;
     console::say(format_args!(

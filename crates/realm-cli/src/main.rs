@@ -21,6 +21,7 @@ mod man;
 mod model;
 mod npy;
 mod output;
+mod precision;
 mod run;
 mod sampling;
 mod stats;

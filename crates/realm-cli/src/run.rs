@@ -44,7 +44,8 @@ figures in place of a token:
       {\"finish\":\"end\",\"seed\":7,\"prompt_tokens\":5,\"generated_tokens\":40,…}
 `finish` is end (by the model), stop (a text of --stop), length (-n), context (it is full) or \
 interrupted (Ctrl-C). Beside these there are prompt_seconds, prompt_tokens_per_second, \
-generated_seconds, generated_tokens_per_second, load_seconds, context, device, precision and kv_type. \
+generated_seconds, generated_tokens_per_second, load_seconds, context, device, precision, kv_type and \
+invariant. \
 Rates and the seed are null where there are none.";
 
 /// Options of `realm run`.
@@ -149,6 +150,7 @@ pub(crate) fn run(args: &RunArgs) -> Result<()> {
     })?;
     printer.finish(&figures, &llm, &generate.sampling)?;
     console::say("");
+    llm.engine_mut().take_notes().iter().for_each(console::note);
     figures.lines().iter().for_each(console::say);
     console::say(format_args!("loaded     {}", stats::loading(llm.engine())));
     stats::setting(llm.engine(), &options).iter().for_each(console::say);
@@ -286,6 +288,7 @@ fn figures_json(figures: &Figures, llm: &Llm, sampling: &SamplingParams) -> serd
         "device": engine.backend().info().name,
         "precision": engine.precision().to_string(),
         "kv_type": engine.memory().kv.kv_type.to_string(),
+        "invariant": engine.invariant(),
     })
 }
 

@@ -117,10 +117,11 @@ pub(crate) fn choices(engine: &Engine, options: &EngineOptions) -> [String; 3] {
     } else {
         ", in effect f32 as no weight is quantized"
     };
+    let batch = if engine.invariant() { "" } else { "; by the batch (--invariant false)" };
     let precision = precisions(memory).unwrap_or_else(|| engine.precision().to_string());
     [
         format!("device     {}: {}{threads}", info.name, info.description),
-        format!("precision  {precision}{auto}{effect}, KV cache {}", memory.kv.kv_type),
+        format!("precision  {precision}{auto}{effect}, KV cache {}{batch}", memory.kv.kv_type),
         format!("context    {} tokens ({why})", memory.context),
     ]
 }

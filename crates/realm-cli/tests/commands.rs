@@ -31,6 +31,49 @@ fn run_writes_the_text_and_nothing_else() {
 }
 
 #[test]
+fn f16_that_overflows_is_said_and_bf16_goes_on() {
+    let (folder, model) = file(&Tiny::saying("xyz").overflowing());
+    let note = "note: step 1 gave no numbers as logits of token 2 of sequence 0, as happens where \
+                products in f16 overflow: bf16 takes its place";
+    let args = args!["run", "-m", model, "a", "--temperature", "0", "--precision", "f16"];
+    let ran = realm(args.clone()).good();
+    assert_eq!(ran.text(), "xyz");
+    assert_eq!(ran.stderr.matches(note).count(), 1, "{}", ran.stderr);
+    assert!(ran.stderr.contains("precision  bf16, KV cache f16"), "{}", ran.stderr);
+    let json = realm(args.into_iter().chain(["--json".into()])).good();
+    let last: serde_json::Value =
+        serde_json::from_str(json.text().lines().last().unwrap()).unwrap();
+    assert_eq!((&last["precision"], &last["invariant"]), (&"bf16".into(), &true.into()));
+    let out = folder.path().join("logits.npy");
+    let args = args!["logits", "-m", model, "--ids", "1,259", "--precision", "f16", "--out", out];
+    let wrote = realm(args).good();
+    assert!(wrote.stderr.contains("as logits of token 2, as happens"), "{}", wrote.stderr);
+    let calm = realm(args!["run", "-m", model, "a", "--temperature", "0"]).good();
+    assert!(calm.text() == "xyz" && !calm.stderr.contains("overflow"), "{}", calm.stderr);
+}
+
+#[test]
+fn types_are_explained() {
+    let (_folder, model) = file(&Tiny::saying("xyz"));
+    let help = realm(args!["run", "--help"]).good();
+    let devices = realm(args!["devices"]).good();
+    for said in [help.text(), devices.text()] {
+        for part in ["f32 with --precision f32, else f16", "the range of f32", "goes on in bf16"] {
+            assert!(said.replace('\n', " ").contains(part), "{part}: {said}");
+        }
+    }
+    assert!(help.text().contains("--invariant <BOOL>"), "{}", help.text());
+    let args = args!["inspect", "-m", model, "--kv-type", "auto", "--precision", "f32"];
+    let plan = realm(args).good();
+    assert!(plan.text().contains("f32 (auto): 4 bytes an element"), "{}", plan.text());
+    let doctor = realm(args!["doctor", "-m", model, "--precision", "bf16"]).good();
+    let doctor = doctor.text().split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(doctor.contains("precision products bf16: rounded to 8 bits"), "{doctor}");
+    let run = realm(args!["run", "-m", model, "a", "--invariant", "false"]).good();
+    assert!(run.stderr.contains("by the batch (--invariant false)"), "{}", run.stderr);
+}
+
+#[test]
 fn prompts_come_from_arguments_ids_or_stdin() {
     let (folder, model) = file(&Tiny::saying("xyz"));
     let from = |args: &[&str], input: &str| {

@@ -15,7 +15,7 @@ use realm_core::{
     backend::{Backend, KvType, Precision},
     graph::{
         KvLayer, Op,
-        ops::{AttentionSpec, Mask},
+        ops::{Activation, AttentionSpec, Mask},
     },
 };
 
@@ -56,6 +56,38 @@ fn linear(
         seconds * 1e3,
         bytes / 1e9,
         100.0 * bytes / ceilings.read_bytes_per_second,
+        ops / 1e9,
+        100.0 * ops / ceilings.ops_per_second
+    );
+}
+
+/// A layer of Qwen3-30B-A3B: eight of 128 experts a row.
+fn mixture(backend: &dyn Backend, ceilings: &Roofline, dtype: DType, m: usize) {
+    let ([count, used], [hidden, inner]) = ([128, 8], [2048, 768]);
+    let mut random = Random::new(1);
+    let mut case = CaseBuilder::new(&mut random, 512);
+    let (input, logits) = (case.input("x", hidden), case.input("router", count));
+    let [experts, weights] = case.graph.moe_route(logits, used, true);
+    let gate_and_up =
+        ["gate", "up"].map(|name| case.repeated_weight(name, [count * inner, hidden], dtype));
+    let down = case.repeated_weight("down", [count * hidden, inner], dtype);
+    let chosen = (experts, count);
+    let gated = case.graph.moe_gated_linear(input, chosen, gate_and_up, Activation::Silu);
+    let fed = case.graph.moe_linear(gated, chosen, down);
+    let output = case.graph.moe_sum(fed, weights);
+    let case = case.finish("mixture", output).precision(Precision::Int8).rows(m);
+    let all = fastest(&case, backend, |op| op.name().starts_with("Moe"));
+    let products =
+        fastest(&case, backend, |op| matches!(op, Op::MoeGatedLinear(_) | Op::MoeLinear(_)));
+    let elements = 3 * hidden * inner * used;
+    // Of one row: more rows read more, how much more depends on their choice.
+    let bytes = (elements / dtype.block_len() * dtype.block_bytes()) as f64 / products;
+    let ops = (2 * m * elements) as f64 / products;
+    println!(
+        "mixture/{dtype}/int8/m{m:<4} {:8.3} ms, products {:8.3} ms {:6.1} GB/s a row {:8.1} GOP/s ({:3.0} %)",
+        all * 1e3,
+        products * 1e3,
+        bytes / 1e9,
         ops / 1e9,
         100.0 * ops / ceilings.ops_per_second
     );
@@ -112,6 +144,14 @@ fn main() {
         for m in [1, 512] {
             for &dtype in DType::ALL.iter().filter(|dtype| picks(&format!("linear/{dtype}"))) {
                 linear(&*backend, &ceilings, dtype, precision, m);
+            }
+        }
+    }
+    if picks("mixture") {
+        let ceilings = CpuBackend::new(&options).roofline(Precision::Int8);
+        for m in [1, 4, 512] {
+            for dtype in [DType::Q4_K, DType::Q8_0] {
+                mixture(&*backend, &ceilings, dtype, m);
             }
         }
     }

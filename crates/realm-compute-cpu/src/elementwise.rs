@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Elements below which an op stays on the caller's thread: waking others costs more.
-const SERIAL: usize = 16 * 1024;
+pub(crate) const SERIAL: usize = 16 * 1024;
 
 /// Where and with what the ops run.
 #[derive(Clone, Copy)]
@@ -158,7 +158,12 @@ impl Cpu<'_> {
     }
 
     /// Calls `row(number, output row)` for all rows of `cols`.
-    fn rows(&self, output: &mut [f32], cols: usize, row: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(crate) fn rows(
+        &self,
+        output: &mut [f32],
+        cols: usize,
+        row: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
         self.pieces(output, cols, |range, output| {
             let rows = (range.start / cols..).zip(output.chunks_exact_mut(cols));
             rows.for_each(|(at, output)| row(at, output));

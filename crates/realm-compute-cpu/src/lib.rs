@@ -11,6 +11,7 @@ mod isa;
 mod kv;
 mod math;
 mod matmul;
+mod moe;
 mod pool;
 mod program;
 mod roofline;

@@ -9,6 +9,7 @@
 //! how many rows come along, on threads, or on where the strip lies.
 
 mod activations;
+mod experts;
 mod finish;
 mod kernels;
 mod lanes;
@@ -25,8 +26,10 @@ use realm_core::{
 };
 
 pub(crate) use activations::{Activations, Scratch};
+pub(crate) use experts::{Groups, experts, gated_experts};
 
 use crate::{elementwise::Cpu, isa::Isa, shared::SharedMut};
+use activations::Order;
 use finish::{Gate, Place, Store, Sums};
 use strip::{Strip, width};
 use unpack::{MAX_LANES, Tile};
@@ -49,6 +52,15 @@ impl<'a> Matrix<'a> {
     pub(crate) fn new(info: &WeightInfo, bytes: &'a [u8]) -> Option<Self> {
         let fits = info.bytes() == Some(bytes.len());
         fits.then_some(Self { bytes, dtype: info.dtype, rows: info.rows, cols: info.cols })
+    }
+
+    /// Some of its rows.
+    ///
+    /// # Panics
+    /// Where they leave the weight.
+    fn part(self, rows: Range<usize>) -> Self {
+        let row = self.bytes.len() / self.rows.max(1);
+        Self { bytes: &self.bytes[rows.start * row..rows.end * row], rows: rows.len(), ..self }
     }
 }
 
@@ -97,7 +109,7 @@ pub(crate) fn linear(cpu: Cpu<'_>, input: &Activations<'_>, projections: &mut [P
         let (start, stride) = ((at - first) * width, half.weight.rows);
         work.product(cpu.isa, input, half.weight, rows.clone(), start, 0);
         let columns = start..(start + width).min(stride);
-        let place = Place { width, rows, columns, stride, output: *output };
+        let place = Place { width, rows, order: None, columns, stride, output: *output };
         let [sums, _] = &mut work.sums;
         lanes::run(cpu.isa, Store { sums: Sums { sums, bias: half.bias }, place });
     });
@@ -126,7 +138,7 @@ pub(crate) fn gated(
         work.product(cpu.isa, input, gate.weight, rows.clone(), start, 0);
         work.product(cpu.isa, input, up.weight, rows.clone(), start, 1);
         let columns = start..(start + width).min(n);
-        let place = Place { width, rows, columns, stride: n, output };
+        let place = Place { width, rows, order: None, columns, stride: n, output };
         let [gates, ups] = &mut work.sums;
         let gate = Sums { sums: gates, bias: gate.bias };
         let up = Sums { sums: ups, bias: up.bias };
@@ -153,27 +165,40 @@ thread_local! {
 }
 
 /// Calls `strip(work, rows of the input, strip)` so that every strip meets every row once.
-///
-/// Neighbouring strips go to one task: they lie one after the other in memory.
 fn run(
     cpu: Cpu<'_>,
     rows: usize,
     strips: usize,
     strip: impl Fn(&mut Work, Range<usize>, usize) + Sync,
 ) {
-    let threads = cpu.pool.threads();
+    let chunks: Vec<_> = chunks(rows, strips, cpu.pool.threads()).collect();
+    run_parts(cpu, &chunks, strips, |work, rows, at| strip(work, rows.clone(), at));
+}
+
+/// The parts that rows are cut into where there are `strips` strips of weights to meet.
+fn chunks(rows: usize, strips: usize, threads: usize) -> impl Iterator<Item = Range<usize>> {
     // Rows are split evenly, further where threads would otherwise have nothing to do, but not so
     // far that unpacking takes longer than multiplying.
     let wanted = (4 * threads).div_ceil(strips.max(1)).min(rows / 32);
     let chunks = rows.div_ceil(MAX_ROWS).max(wanted);
     let chunk = rows.div_ceil(chunks.max(1)).next_multiple_of(6);
-    let chunks = rows.div_ceil(chunk.max(1));
-    let starts = starts(chunks * strips, threads);
+    (0..rows).step_by(chunk.max(1)).map(move |start| start..(start + chunk).min(rows))
+}
+
+/// Calls `strip(work, part, strip)` so that each of `strips` strips meets every part once.
+///
+/// Neighbouring strips go to one task: they lie one after the other in memory.
+fn run_parts<P: Sync>(
+    cpu: Cpu<'_>,
+    parts: &[P],
+    strips: usize,
+    strip: impl Fn(&mut Work, &P, usize) + Sync,
+) {
+    let starts = starts(parts.len() * strips, cpu.pool.threads());
     cpu.pool.run(starts.len() - 1, |task| {
         WORK.with_borrow_mut(|work| {
             for unit in starts[task]..starts[task + 1] {
-                let start = unit / strips * chunk;
-                strip(work, start..(start + chunk).min(rows), unit % strips);
+                strip(work, &parts[unit / strips], unit % strips);
             }
         });
     });

@@ -10,7 +10,7 @@ use realm_core::{
     },
     graph::{
         Op, Rows, Value, Weight,
-        ops::{Attention, Embed, GatedLinear, Linear, RmsNorm},
+        ops::{Attention, Embed, GatedLinear, Linear, MoeGatedLinear, MoeLinear, RmsNorm},
     },
     plan::BufferPlan,
     sampling::Sampler,
@@ -23,7 +23,8 @@ use crate::{
     elementwise::{Angles, Cpu},
     isa::Isa,
     kv::CpuKvPool,
-    matmul::{self, Half, Projection, Scratch},
+    matmul::{self, Groups, Half, Projection, Scratch},
+    moe::Route,
     pool::Pool,
 };
 
@@ -46,6 +47,7 @@ struct State {
     arena: Arena,
     angles: Vec<Angles>,
     scratch: Scratch,
+    groups: Groups,
     precision: Precision,
 }
 
@@ -62,7 +64,10 @@ impl CpuProgram {
     /// Bytes of values and prepared inputs. `options.precision` is not `Auto`.
     pub(crate) fn workspace_bytes(graph: &Graph, options: &CompileOptions) -> usize {
         let CompileOptions { limits, precision, .. } = options;
-        BufferPlan::new(graph, limits).bytes + Scratch::bytes(most_input(graph, limits), *precision)
+        let [slots, experts] = most_slots(graph, limits);
+        BufferPlan::new(graph, limits).bytes
+            + Scratch::bytes(most_input(graph, limits), *precision)
+            + Groups::bytes(slots, experts)
     }
 
     pub(crate) fn new(
@@ -72,11 +77,14 @@ impl CpuProgram {
         kv: Arc<CpuKvPool>,
         options: CompileOptions,
     ) -> Result<Self, BackendError> {
-        let CompileOptions { limits, precision, poison } = options;
+        let CompileOptions { limits, precision, poison, .. } = options;
         let plan = BufferPlan::new(graph, &limits);
         let workspace_bytes = Self::workspace_bytes(graph, &options);
         let scratch = Scratch::new(most_input(graph, &limits), precision);
-        let (Some(arena), Some(scratch)) = (Arena::new(plan.bytes), scratch) else {
+        let [slots, experts] = most_slots(graph, &limits);
+        let (Some(arena), Some(scratch), Ok(groups)) =
+            (Arena::new(plan.bytes), scratch, Groups::new(slots, experts))
+        else {
             return Err(BackendError::OutOfMemory {
                 device: NAME.into(),
                 what: "the work memory".into(),
@@ -86,7 +94,8 @@ impl CpuProgram {
         };
         let info = ProgramInfo { limits, precision, workspace_bytes };
         let angles = graph.ropes().iter().map(|_| Angles::default()).collect();
-        let state = State { pool, isa, weights, kv, plan, arena, angles, scratch, precision };
+        let state =
+            State { pool, isa, weights, kv, plan, arena, angles, scratch, groups, precision };
         Ok(Self { graph: graph.clone(), state, info, poison, sampler: Sampler::default() })
     }
 }
@@ -96,13 +105,30 @@ fn most_input(graph: &Graph, limits: &Limits) -> usize {
     let inputs = graph.nodes().iter().filter_map(|node| match &node.op {
         Op::Linear(op) => Some(op.input),
         Op::GatedLinear(op) => Some(op.input),
+        Op::MoeGatedLinear(op) => Some(op.input),
+        Op::MoeLinear(op) => Some(op.input),
         _ => None,
     });
-    let elements = inputs.map(|input| match graph.value(input).rows {
-        Rows::Tokens => limits.tokens * graph.value(input).cols,
-        Rows::Outputs => limits.outputs * graph.value(input).cols,
+    inputs.map(|input| most_elements(graph, input, limits)).max().unwrap_or(0)
+}
+
+/// The most slots that an op's rows have for experts, and the most experts to group them by.
+fn most_slots(graph: &Graph, limits: &Limits) -> [usize; 2] {
+    let routes = graph.nodes().iter().filter_map(|node| match &node.op {
+        Op::MoeRoute(op) => {
+            Some([most_elements(graph, op.experts, limits), graph.value(op.logits).cols])
+        }
+        _ => None,
     });
-    elements.max().unwrap_or(0)
+    routes.fold([0; 2], |most, one| [0, 1].map(|at| most[at].max(one[at])))
+}
+
+fn most_elements(graph: &Graph, value: Value, limits: &Limits) -> usize {
+    let info = graph.value(value);
+    match info.rows {
+        Rows::Tokens => limits.tokens * info.cols,
+        Rows::Outputs => limits.outputs * info.cols,
+    }
 }
 
 impl Program for CpuProgram {
@@ -228,6 +254,25 @@ impl Run<'_> {
                     }
                 });
             }
+            Op::MoeRoute(op) => {
+                let writes = [op.experts, op.weights].map(|value| self.range(value));
+                let (read, count) = (self.range(op.logits), self.graph.value(op.logits).cols);
+                let used = self.graph.value(op.experts).cols;
+                let State { pool, isa, arena, .. } = &mut *self.state;
+                let ([logits], mut writes) = arena.lend([read], &writes);
+                let [experts, weights] = &mut writes[..] else { return Ok(()) };
+                let route = Route { count, used, normalized: op.normalized };
+                Cpu { pool, isa: *isa }.route(route, logits, experts, weights);
+            }
+            Op::MoeGatedLinear(op) => self.moe_gated_linear(op),
+            Op::MoeLinear(op) => self.moe_linear(op),
+            Op::MoeSum(op) => {
+                let (used, cols) =
+                    (self.graph.value(op.weights).cols, self.graph.value(op.output).cols);
+                self.map([op.input, op.weights], op.output, |cpu, _, [slots, weights], out| {
+                    cpu.sum_slots(slots, (weights, used), cols, out);
+                });
+            }
             Op::Sample(_) => {}
         }
         Ok(())
@@ -305,6 +350,35 @@ impl Run<'_> {
         let input = scratch.prepare(cpu, input, cols, *precision);
         let (gate, up) = (half(weights, op.gate, op.gate_bias), half(weights, op.up, op.up_bias));
         matmul::gated(cpu, &input, gate, up, op.activation, outputs[0]);
+    }
+
+    fn moe_gated_linear(&mut self, op: &MoeGatedLinear) {
+        let mixture = self.graph.mixture(op.experts, op.output, op.gate);
+        let cols = self.graph.value(op.input).cols;
+        let (reads, write) =
+            ([op.input, op.experts].map(|it| self.range(it)), self.range(op.output));
+        let State { pool, isa, weights, arena, scratch, groups, precision, .. } = &mut *self.state;
+        let ([input, experts], mut outputs) = arena.lend(reads, &[write]);
+        let cpu = Cpu { pool, isa: *isa };
+        groups.set(experts, mixture.count);
+        let input = scratch.prepare(cpu, input, cols, *precision);
+        let matrices = [op.gate, op.up].map(|weight| weights[weight.index()].matrix());
+        let slots = (&*groups, mixture.used);
+        matmul::gated_experts(cpu, slots, &input, matrices, op.activation, outputs[0]);
+    }
+
+    fn moe_linear(&mut self, op: &MoeLinear) {
+        let mixture = self.graph.mixture(op.experts, op.output, op.weight);
+        let (reads, write) =
+            ([op.input, op.experts].map(|it| self.range(it)), self.range(op.output));
+        let State { pool, isa, weights, arena, scratch, groups, precision, .. } = &mut *self.state;
+        let ([input, experts], mut outputs) = arena.lend(reads, &[write]);
+        let cpu = Cpu { pool, isa: *isa };
+        groups.set(experts, mixture.count);
+        // A row a slot.
+        let input = scratch.prepare(cpu, input, self.graph.weight(op.weight).cols, *precision);
+        let weight = weights[op.weight.index()].matrix();
+        matmul::experts(cpu, (groups, 1), &input, weight, outputs[0]);
     }
 }
 

@@ -19,12 +19,15 @@ use super::{cache, manifest::Unit};
 const SOURCES: &str = "kernels/cuda";
 
 /// The shim's own sources.
-const SHIM: [&str; 6] = [
+const SHIM: [&str; 9] = [
+    "simt/barriers.cc",
     "simt/checks.cc",
     "simt/fault.cc",
     "simt/launch.cc",
     "simt/memory.cc",
+    "simt/order.cc",
     "simt/warp.cc",
+    "simt/wgmma.cc",
     "simt/worker.cc",
 ];
 
@@ -74,8 +77,9 @@ pub(crate) fn build(units: &[Unit]) -> Result<(), String> {
             flags: vec![],
         })
         .collect();
-    let selftest =
-        Unit { name: "selftest".into(), source: "simt/selftest.cu", defines: Vec::new() };
+    let selftests =
+        [("selftest", "simt/selftest.cu"), ("selftest_hopper", "simt/selftest_hopper.cu")]
+            .map(|(name, source)| Unit { name: name.into(), source, defines: Vec::new() });
     let checked = !String::from_utf8_lossy(&compiler.version).contains("clang");
     if !checked {
         println!(
@@ -84,7 +88,7 @@ pub(crate) fn build(units: &[Unit]) -> Result<(), String> {
             compiler.program
         );
     }
-    for unit in units.iter().chain([&selftest]) {
+    for unit in units.iter().chain(&selftests) {
         let mut flags = vec![format!("-DREALM_UNIT=\"{}\"", unit.name)];
         if checked {
             flags.extend(CHECKS.map(String::from));

@@ -50,8 +50,8 @@ const ALIGNMENT: usize = 64;
 
 /// Compiles every unit that is not in the cache, and writes to `OUT_DIR`: `kernels.bin` (the images
 /// behind one another), `kernels.rs` (where each is, and what they were compiled for), `kernels.txt`
-/// (registers, spills and shared memory of each kernel). Registers that spill are a warning, or, where
-/// `REALM_KERNEL_SPILLS` is `deny`, an error.
+/// (registers, spills and shared memory of each kernel). Registers that spill, and what else the
+/// assembler calls a loss of speed, are a warning, or, where `REALM_KERNEL_SPILLS` is `deny`, an error.
 pub(crate) fn build(units: &[Unit]) -> Result<(), String> {
     // Not PATH: it differs from shell to shell, and the crate would be compiled anew each time.
     for name in [
@@ -81,20 +81,27 @@ pub(crate) fn build(units: &[Unit]) -> Result<(), String> {
         .iter()
         .zip(&images)
         .flat_map(|(unit, image)| image.usage.iter().map(|usage| (unit.name.as_str(), usage)));
-    spills(usage, env::var("REALM_KERNEL_SPILLS").is_ok_and(|value| value == "deny"))
+    let losses = units
+        .iter()
+        .zip(&images)
+        .flat_map(|(unit, image)| image.losses.iter().map(|loss| (unit.name.as_str(), &**loss)));
+    spills(usage, losses, env::var("REALM_KERNEL_SPILLS").is_ok_and(|value| value == "deny"))
 }
 
-/// Says which kernels spill registers: in warnings, or in an error where that is `denied`.
+/// Says which kernels spill registers, and what `losses` of speed the units have besides: in warnings,
+/// or in an error where that is `denied`.
 pub(crate) fn spills<'a>(
     usage: impl Iterator<Item = (&'a str, &'a ptxas::Usage)>,
+    losses: impl Iterator<Item = (&'a str, &'a str)>,
     denied: bool,
 ) -> Result<(), String> {
     let spilling = usage.filter(|(_, usage)| usage.spills > 0);
-    let lines: Vec<String> = spilling
+    let mut lines: Vec<String> = spilling
         .map(|(unit, ptxas::Usage { kernel, spills, arch, .. })| {
             format!("{unit}: kernel {kernel} spills {spills} bytes of registers on {arch}")
         })
         .collect();
+    lines.extend(losses.map(|(unit, loss)| format!("{unit}: {loss}")));
     if denied && !lines.is_empty() {
         return Err(format!("REALM_KERNEL_SPILLS denies this: {}", lines.join("; ")));
     }
@@ -145,6 +152,8 @@ pub(crate) struct Compiler {
 pub(crate) struct Image {
     pub(crate) fatbin: Vec<u8>,
     pub(crate) usage: Vec<ptxas::Usage>,
+    /// As [`ptxas::losses`] has them.
+    pub(crate) losses: Vec<String>,
 }
 
 impl Compiler {
@@ -174,7 +183,7 @@ impl Compiler {
             Some(found) => found,
             None => self.compile(unit, &fatbin, &log)?,
         };
-        Ok(Image { fatbin, usage: ptxas::parse(&log) })
+        Ok(Image { fatbin, usage: ptxas::parse(&log), losses: ptxas::losses(&log) })
     }
 
     /// A hash of all that the image is made of.

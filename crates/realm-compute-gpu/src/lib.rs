@@ -18,6 +18,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod claims;
 mod probe;
 #[cfg(any(feature = "cuda", feature = "wgpu"))]
 mod text;
@@ -63,6 +64,35 @@ pub fn open_cuda(ordinal: u32) -> Result<Arc<dyn Backend>, Reason> {
 /// [`Reason::NotBuiltIn`] without the feature `cuda-emulated`.
 pub fn open_cuda_emulated(seed: u64) -> Result<Arc<dyn Backend>, Reason> {
     cuda::open_emulated(seed)
+}
+
+/// Opens the emulated CUDA device as one without what Hopper brought (wgmma, tensor copies), so that
+/// the kernels for Ampere run: `cuda-emulated-sm80`.
+///
+/// # Errors
+/// [`Reason::NotBuiltIn`] without the feature `cuda-emulated`.
+pub fn open_cuda_emulated_sm80(seed: u64) -> Result<Arc<dyn Backend>, Reason> {
+    cuda::open_emulated_sm80(seed)
+}
+
+/// A CUDA kernel of this build, as the emulated devices know it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct EmulatedKernel {
+    /// The compilation that it is from: `matmul_q4_k`.
+    pub unit: String,
+    /// Its name.
+    pub kernel: String,
+    /// Whether an emulated device of this process has run it to a good end.
+    pub ran: bool,
+}
+
+/// Every CUDA kernel of this build, in the order of their units and names, and which of them the
+/// emulated devices have run so far: a test of all of them ends by asking which it has left out.
+///
+/// # Errors
+/// [`Reason::NotBuiltIn`] without the feature `cuda-emulated`.
+pub fn emulated_kernels() -> Result<Vec<EmulatedKernel>, Reason> {
+    cuda::emulated_kernels()
 }
 
 /// Looks for CUDA devices. Loads NVIDIA's driver library where there is one; creates no context.

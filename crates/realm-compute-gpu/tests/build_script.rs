@@ -206,13 +206,37 @@ ptxas info    : Function properties for helper
 fn spills_are_told_or_denied() {
     let usages = [usage("one", "sm_80"), Usage { spills: 76, ..usage("two", "sm_90a") }];
     let all = || usages.iter().map(|usage| ("unit", usage));
-    assert_eq!(nvcc::spills(all(), false), Ok(()));
-    assert_eq!(nvcc::spills(all().take(1), true), Ok(()));
-    let problem = nvcc::spills(all(), true).unwrap_err();
+    let none = || std::iter::empty::<(&str, &str)>();
+    assert_eq!(nvcc::spills(all(), none(), false), Ok(()));
+    assert_eq!(nvcc::spills(all().take(1), none(), true), Ok(()));
+    let problem = nvcc::spills(all(), none(), true).unwrap_err();
     assert!(
         problem.contains("unit: kernel two spills 76 bytes of registers on sm_90a"),
         "{problem}"
     );
+    let slow = || std::iter::once(("unit", "'setmaxnreg' ignored"));
+    assert_eq!(nvcc::spills(all().take(1), slow(), false), Ok(()));
+    let problem = nvcc::spills(all().take(1), slow(), true).unwrap_err();
+    assert!(problem.ends_with("denies this: unit: 'setmaxnreg' ignored"), "{problem}");
+}
+
+#[test]
+fn losses_of_speed_are_found_in_the_assemblers_log() {
+    let log = "\
+ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count at entry.
+ptxas info    : 0 bytes gmem
+ptxas info    : (C7508) Potential Performance Loss: 'setmaxnreg' ignored; unable to determine register count at entry.
+ptxas info    : Compiling entry function 'two' for 'sm_90a'
+ptxas info    : (C7514) Potential Performance Loss: wgmma.mma_async instructions are serialized due to non wgmma \
+instructions defining accumulator registers of a wgmma between start and end of the pipeline stage in the function 'two'
+ptxas info    : (C7519) warpgroup.arrive is injected in around line 59 by compiler in function 'two'
+ptxas info    : (C7517) warpgroup.wait is injected in around line 64 by compiler in function 'two'
+";
+    let [first, second, third] = ptxas::losses(log).try_into().unwrap();
+    assert!(first.starts_with("'setmaxnreg' ignored; unable"), "{first}");
+    assert!(second.starts_with("wgmma.mma_async instructions are serialized"), "{second}");
+    assert!(second.ends_with("in the function 'two'"), "{second}");
+    assert!(third.starts_with("(C7517) warpgroup.wait is injected in"), "{third}");
 }
 
 #[test]

@@ -46,6 +46,9 @@ pub struct Case {
     pub kv_type: KvType,
     /// Compute type.
     pub precision: Precision,
+    /// Whether a row's bits may not depend on the rows beside it
+    /// ([`invariant`](realm_core::backend::CompileOptions::invariant)).
+    pub invariant: bool,
     /// How each output row's token is sampled, where the graph samples.
     pub sampling: Option<Sampling>,
     /// Bound on ‖out − ref‖ / ‖ref‖; 0 asks for the same bits.
@@ -108,6 +111,13 @@ impl<'a> CaseBuilder<'a> {
         self.graph.weight(WeightInfo { name: name.into(), rows, cols, dtype })
     }
 
+    /// A weight of given values.
+    pub fn values(&mut self, name: &str, [rows, cols]: [usize; 2], values: &[f32]) -> Weight {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.weights.push(bytes.into());
+        self.graph.weight(WeightInfo { name: name.into(), rows, cols, dtype: DType::F32 })
+    }
+
     /// A random vector around 1, as norms have.
     pub fn vector(&mut self, name: &str, cols: usize) -> Weight {
         let values = (0..cols).flat_map(|_| (1.0 + 0.3 * self.random.normal()).to_le_bytes());
@@ -144,6 +154,7 @@ impl<'a> CaseBuilder<'a> {
             steps: vec![vec![Chunk::prefill(0, 3), Chunk::prefill(1, 4)]],
             kv_type: KvType::F32,
             precision: Precision::F32,
+            invariant: true,
             sampling: None,
             tolerance: 1e-5,
             typical: 0.0,
@@ -172,6 +183,12 @@ impl Case {
             Precision::F16 => 2e-3,
             Precision::BF16 | Precision::Int8 | Precision::Auto => 1e-2,
         };
+        self
+    }
+
+    /// The same case where the batch may choose a row's kernels.
+    pub fn by_batch(mut self) -> Self {
+        self.invariant = false;
         self
     }
 

@@ -24,6 +24,11 @@ pub fn required(name: &str) -> bool {
 
 /// Runs every case on every device.
 pub fn main(devices: Vec<Device>) -> ExitCode {
+    main_and(devices, || Ok(()))
+}
+
+/// The same, and asks once the whole suite has run well whether anything was left out.
+pub fn main_and(devices: Vec<Device>, whole: impl FnOnce() -> Result<(), String>) -> ExitCode {
     let arguments = Arguments::from_args();
     let seed = Random::fresh_seed();
     if !arguments.list {
@@ -37,11 +42,16 @@ pub fn main(devices: Vec<Device>) -> ExitCode {
             Ok(backend) => {
                 for case in &cases {
                     let (case, backend) = (case.clone(), backend.clone());
-                    trials.push(Trial::test(format!("{variant}/{}", case.name), move || {
-                        run::check(&case, &*backend, seed).map_err(Failed::from)
-                    }));
+                    let name = format!("{variant}/{}", case.name);
+                    trials.push(match cases::moe::lacking(&case, &*backend) {
+                        Some(reason) => cases::moe::skipped(&name, &reason),
+                        None => Trial::test(name, move || {
+                            run::check(&case, &*backend, seed).map_err(Failed::from)
+                        }),
+                    });
                 }
                 trials.extend(cases::invariance::trials(&variant, &backend, seed));
+                trials.extend(cases::moe::trials(&variant, &backend, seed));
                 trials.extend(cases::contract::trials(&variant, &backend));
             }
             Err(reason) => {
@@ -53,5 +63,15 @@ pub fn main(devices: Vec<Device>) -> ExitCode {
             }
         }
     }
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if arguments.list || conclusion.num_filtered_out > 0 || conclusion.has_failed() {
+        return conclusion.exit_code();
+    }
+    match whole() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(reason) => {
+            eprintln!("error: {reason}");
+            ExitCode::FAILURE
+        }
+    }
 }

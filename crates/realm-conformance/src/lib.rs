@@ -11,4 +11,4 @@ pub mod random;
 pub mod run;
 
 pub use case::Case;
-pub use harness::{Device, main, required};
+pub use harness::{Device, main, main_and, required};

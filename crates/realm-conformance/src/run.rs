@@ -35,6 +35,14 @@ pub fn run(case: &Case, backend: &dyn Backend, seed: u64) -> Result<Vec<StepOutp
     case.steps.iter().map(|step| prepared.step(step, false)).collect()
 }
 
+/// What a backend lacks for a case, where it says so when the case is compiled.
+pub fn unsupported(case: &Case, backend: &dyn Backend) -> Option<String> {
+    match Prepared::new(case, backend, 0) {
+        Err(error @ BackendError::Unsupported { .. }) => Some(error.to_string()),
+        _ => None,
+    }
+}
+
 /// Runs the steps of a case several times over and gives the seconds of each node in every run of the
 /// last step.
 ///
@@ -89,7 +97,12 @@ impl<'a> Prepared<'a> {
         let rows = |step: &Vec<Chunk>| step.iter().map(|chunk| chunk.rows).sum::<usize>();
         let tokens = case.steps.iter().map(rows).max().unwrap_or(0);
         let limits = Limits { tokens, outputs: tokens, sequences };
-        let options = CompileOptions { limits, precision: case.precision, poison: true };
+        let options = CompileOptions {
+            limits,
+            precision: case.precision,
+            invariant: case.invariant,
+            poison: true,
+        };
         let program = backend.compile(&case.graph, &bindings, &options)?;
         Ok(Self { case, seed, program, tables, cached: vec![0; sequences] })
     }

@@ -424,6 +424,9 @@ pub struct CompileOptions {
     pub limits: Limits,
     /// The type of the products' inputs.
     pub precision: Precision,
+    /// Bits of a row do not depend on the rows beside it. Where a device can only do that slower, `false`
+    /// lets it choose kernels by the batch; others keep to it always.
+    pub invariant: bool,
     /// Fill work memory with NaN before each step: tests see what was never written.
     pub poison: bool,
 }

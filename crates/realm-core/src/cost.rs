@@ -1,7 +1,7 @@
 //! The cost model: what each node of a step must read from memory and multiply at the least.
 //!
 //! Measured times are set against it. It counts what no implementation can avoid: each weight read
-//! once a step, the part of the KV cache that the step's rows see read once a sequence, and the
+//! once a step (of a mixture's experts those of one row), the part of the KV cache that the step's rows see read once a sequence, and the
 //! multiplications and additions of the products. Activations are left out: they stay in caches, and
 //! what fusion spares is not to be counted as work.
 
@@ -10,7 +10,7 @@ use std::{iter::Sum, ops::Add};
 use crate::{
     backend::{KvType, Precision},
     graph::{
-        Graph, Node, Op, Rows, Value, Weight,
+        Graph, Mixture, Node, Op, Rows, Value, Weight,
         ops::{Attention, KvWrite},
     },
 };
@@ -107,6 +107,14 @@ pub fn node(graph: &Graph, node: &Node, step: &StepShape<'_>) -> Cost {
             let biases = [op.gate_bias, op.up_bias].into_iter().flatten();
             products(graph, [op.gate, op.up], rows) + vectors(graph, biases, rows)
         }
+        Op::MoeGatedLinear(op) => {
+            let mixture = graph.mixture(op.experts, op.output, op.gate);
+            experts(graph, mixture, [op.gate, op.up], rows_of(op.output))
+        }
+        Op::MoeLinear(op) => {
+            let mixture = graph.mixture(op.experts, op.output, op.weight);
+            experts(graph, mixture, [op.weight], rows_of(op.output))
+        }
         Op::KvWrite(op) => kv_write(graph, op, step),
         Op::Attention(op) => {
             attention(graph, op, step) + vectors(graph, op.spec.sinks, rows_of(op.query))
@@ -126,6 +134,8 @@ pub fn precision(graph: &Graph, node: &Node, precision: Precision) -> Precision 
     let floats = match &node.op {
         Op::Linear(op) => op.projections.iter().all(|projection| floats(projection.weight)),
         Op::GatedLinear(op) => floats(op.gate) && floats(op.up),
+        Op::MoeGatedLinear(op) => floats(op.gate) && floats(op.up),
+        Op::MoeLinear(op) => floats(op.weight),
         _ => return Precision::F32,
     };
     if floats && precision == Precision::Int8 { Precision::F32 } else { precision }
@@ -146,6 +156,31 @@ fn products(graph: &Graph, weights: impl IntoIterator<Item = Weight>, rows: u64)
         let elements = (info.rows as u64).saturating_mul(info.cols as u64);
         Cost {
             weight_bytes: info.bytes().unwrap_or(0) as u64,
+            kv_bytes: 0,
+            ops: elements.saturating_mul(2).saturating_mul(rows),
+        }
+    };
+    weights.into_iter().map(one).sum()
+}
+
+/// Products of `rows` rows with the experts that each has chosen. How many different ones a step's
+/// rows choose is not known before it runs: as many as one row has are read at the least.
+fn experts(
+    graph: &Graph,
+    mixture: Mixture,
+    weights: impl IntoIterator<Item = Weight>,
+    rows: u64,
+) -> Cost {
+    if rows == 0 {
+        return Cost::default();
+    }
+    let one = |weight: Weight| {
+        let info = graph.weight(weight);
+        let (n, used) = (mixture.n as u64, mixture.used as u64);
+        let row = info.dtype.row_bytes(info.cols).unwrap_or(0) as u64;
+        let elements = n.saturating_mul(info.cols as u64).saturating_mul(used);
+        Cost {
+            weight_bytes: row.saturating_mul(n).saturating_mul(used),
             kv_bytes: 0,
             ops: elements.saturating_mul(2).saturating_mul(rows),
         }

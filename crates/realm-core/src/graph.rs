@@ -106,6 +106,17 @@ pub struct Node {
     pub layer: Option<usize>,
 }
 
+/// Sizes of a product with chosen experts: [`ops::MoeGatedLinear`], [`ops::MoeLinear`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mixture {
+    /// All experts.
+    pub count: usize,
+    /// Experts that a row takes: its slots.
+    pub used: usize,
+    /// Elements of one expert's result, rows of its matrix.
+    pub n: usize,
+}
+
 /// A rope table of the graph: position in [`Graph::ropes`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct RopeId(pub(crate) u32);
@@ -172,6 +183,14 @@ impl Graph {
     /// Number of layers: one more than the last that a node belongs to.
     pub fn layers(&self) -> usize {
         self.nodes.iter().filter_map(|node| node.layer).max().map_or(0, |last| last + 1)
+    }
+
+    /// The sizes of a product with chosen experts; all 0 where they do not fit one another.
+    pub fn mixture(&self, experts: Value, output: Value, weight: Weight) -> Mixture {
+        let used = self.value(experts).cols;
+        let n = self.value(output).cols.checked_div(used).unwrap_or(0);
+        let count = self.weight(weight).rows.checked_div(n).unwrap_or(0);
+        Mixture { count, used, n }
     }
 
     /// The rows that the host hands over, where the graph has a `Given` op.

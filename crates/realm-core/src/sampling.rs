@@ -42,10 +42,12 @@ pub fn uniform(seed: u64, position: u32) -> f32 {
     (word >> 8) as f32 / (1 << 24) as f32
 }
 
-/// What stands for a token where no logit is a number above −∞: the model or its arithmetic broke down.
+/// What stands for a token where no logit is a number above −∞, or one is +∞: the model or its arithmetic
+/// broke down.
 pub const NO_TOKEN: u32 = u32::MAX;
 
-/// The likeliest token; of equals the lowest id. NaN counts as impossible; [`NO_TOKEN`] where all are.
+/// The likeliest token; of equals the lowest id. NaN counts as impossible; [`NO_TOKEN`] where all are, or
+/// where a logit is +∞.
 pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = (f32::NEG_INFINITY, NO_TOKEN);
     for (id, &logit) in logits.iter().enumerate() {
@@ -53,7 +55,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
             best = (logit, id as u32);
         }
     }
-    best.1
+    if best.0 == f32::INFINITY { NO_TOKEN } else { best.1 }
 }
 
 /// A token that may be chosen.
@@ -71,7 +73,8 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The next token by `logits`, one a vocabulary entry; [`NO_TOKEN`] where none is possible.
+    /// The next token by `logits`, one a vocabulary entry; [`NO_TOKEN`] where none is possible
+    /// or one is +∞.
     ///
     /// Candidates are walked in the order of their ids, so the choice does not depend on how they
     /// were sorted.
@@ -91,8 +94,8 @@ impl Sampler {
         candidates.clear();
         let finite = |&(logit, _): &Candidate| logit > f32::NEG_INFINITY;
         candidates.extend(logits.iter().copied().zip(0..).filter(finite));
-        if candidates.is_empty() {
-            return argmax(logits);
+        if candidates.is_empty() || highest(candidates) == f32::INFINITY {
+            return NO_TOKEN;
         }
         top_k(candidates, how.top_k as usize);
         typical(candidates, f64::from(typical_p));

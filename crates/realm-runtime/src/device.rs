@@ -7,13 +7,15 @@ use std::{
 
 pub use realm_compute_cpu::IsaLimit;
 use realm_compute_cpu::{CpuBackend, CpuOptions, Roofline};
+pub use realm_compute_gpu::claims::{Bench, Comparison, Limits, Pair, Timed};
 use realm_compute_gpu::{GpuDevice, Probe, Reason};
 use realm_core::backend::{Backend, Precision};
 
 use crate::RuntimeError;
 
-/// The CUDA kernels on an imitated device.
-pub(crate) const EMULATED: &str = "cuda-emulated";
+/// The CUDA kernels on an imitated device, and on one that runs those for Ampere.
+const EMULATED: &str = "cuda-emulated";
+const EMULATED_SM80: &str = "cuda-emulated-sm80";
 
 /// Which device is wanted.
 #[derive(Debug, Clone)]
@@ -100,7 +102,19 @@ impl Device {
 
     /// Measures what the device's memory and arithmetic can do, in about a second.
     pub fn roofline(&self, precision: Precision) -> Option<Roofline> {
-        self.is_cpu.then(|| self.cpu().roofline(precision))
+        if self.is_cpu {
+            return Some(self.cpu().roofline(precision));
+        }
+        // The products of other types have another peak.
+        if !matches!(precision, Precision::BF16 | Precision::F16) {
+            return None;
+        }
+        let limits = Bench::open(&self.backend.info().name).ok()?.limits().ok()?;
+        Some(Roofline {
+            read_bytes_per_second: limits.bytes_per_second,
+            ops_per_second: limits.ops_per_second,
+            path: "mma.sync in bf16".into(),
+        })
     }
 
     /// The CPU, beside this device or the device itself.
@@ -152,7 +166,8 @@ fn cpu(options: &DeviceOptions) -> Arc<CpuBackend> {
 pub fn is_name(name: &str) -> bool {
     match name.split_once(':') {
         None => {
-            matches!(name, "auto" | "cpu" | "cuda" | "wgpu") || (name == EMULATED && emulated())
+            matches!(name, "auto" | "cpu" | "cuda" | "wgpu")
+                || (matches!(name, EMULATED | EMULATED_SM80) && emulated())
         }
         Some((backend, index)) => {
             let digits = !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit());
@@ -169,6 +184,11 @@ pub fn features() -> Vec<&'static str> {
         ("wgpu", cfg!(feature = "wgpu")),
     ];
     all.into_iter().filter_map(|(name, there)| there.then_some(name)).collect()
+}
+
+/// Whether a device of that name imitates one, so that its times mean nothing.
+pub fn is_emulated(name: &str) -> bool {
+    name.starts_with(EMULATED)
 }
 
 /// Whether the emulated device was built in.
@@ -234,7 +254,7 @@ pub fn open(options: &DeviceOptions) -> Result<Device, RuntimeError> {
             Err(RuntimeError::Device("--require-gpu contradicts --device cpu; drop one".into()))
         }
         "cpu" => Ok(on_cpu(options, Vec::new())),
-        EMULATED => open_emulated(options),
+        EMULATED | EMULATED_SM80 => open_emulated(options),
         "cuda" => open_named(options, &realm_compute_gpu::probe_cuda()),
         "wgpu" => open_named(options, &realm_compute_gpu::probe_wgpu()),
         "auto" => open_best(options),
@@ -334,7 +354,8 @@ fn open_gpu(backend: &'static str, name: &str) -> Result<Arc<dyn Backend>, Reaso
 
 /// The test device. The order in which its threads run follows `REALM_SEED`, or is anew each time.
 fn open_emulated(options: &DeviceOptions) -> Result<Device, RuntimeError> {
-    let refuse = |why: String| Err(RuntimeError::Device(format!("{EMULATED}: {why}")));
+    let name = &options.name;
+    let refuse = |why: String| Err(RuntimeError::Device(format!("{name}: {why}")));
     if options.require_gpu {
         return refuse("is no GPU, as --require-gpu asks; drop one".into());
     }
@@ -343,10 +364,14 @@ fn open_emulated(options: &DeviceOptions) -> Result<Device, RuntimeError> {
     }
     let seed = std::env::var("REALM_SEED").ok().and_then(|text| text.trim().parse().ok());
     let seed = seed.unwrap_or_else(fresh_seed);
-    match realm_compute_gpu::open_cuda_emulated(seed) {
+    let open = match name.as_str() {
+        EMULATED_SM80 => realm_compute_gpu::open_cuda_emulated_sm80,
+        _ => realm_compute_gpu::open_cuda_emulated,
+    };
+    match open(seed) {
         Ok(backend) => {
             let note = format!(
-                "{EMULATED} is a test device: CUDA kernels imitated on the CPU, very slowly (REALM_SEED={seed})"
+                "{name} is a test device: CUDA kernels imitated on the CPU, very slowly (REALM_SEED={seed})"
             );
             Ok(Device { notes: vec![note], ..Device::new(backend, options.clone()) })
         }
@@ -360,120 +385,4 @@ fn fresh_seed() -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(name: &str, require_gpu: bool) -> DeviceOptions {
-        DeviceOptions { name: name.into(), require_gpu, ..DeviceOptions::default() }
-    }
-
-    fn refusal(name: &str, require_gpu: bool) -> String {
-        let error = open(&options(name, require_gpu)).err().expect(name).to_string();
-        assert!(!error.contains('\n'), "{error}");
-        error
-    }
-
-    /// Whether this machine has a device that the build can use.
-    fn usable(probe: &Probe) -> bool {
-        let usable = |devices: &Vec<_>| devices.iter().any(|d: &GpuDevice| d.usable.is_ok());
-        probe.devices.as_ref().is_ok_and(usable)
-    }
-
-    #[test]
-    fn auto_takes_a_gpu_or_says_why_not() {
-        let device = open(&options("auto", false)).unwrap();
-        if gpus().iter().any(usable) && !device.is_cpu() {
-            println!("a GPU is there: {}", device.backend().info().name);
-            assert!(open(&options("auto", true)).is_ok());
-            return;
-        }
-        assert_eq!(device.backend().info().name, "cpu");
-        assert!(device.notes()[0].contains("cuda: ") && device.notes()[0].contains("wgpu"));
-        assert!(refusal("auto", true).contains("no GPU can be used: cuda: "));
-    }
-
-    #[test]
-    fn a_named_gpu_is_never_replaced() {
-        for name in ["cuda", "cuda:7", "wgpu", "wgpu:99"] {
-            match open(&options(name, false)) {
-                Ok(device) => assert!(device.backend().info().name.starts_with(name)),
-                Err(error) => {
-                    let error = error.to_string();
-                    assert!(
-                        error.starts_with(&name[..4]) && error.contains("realm devices"),
-                        "{error}"
-                    );
-                }
-            }
-        }
-        assert!(refusal("cpu", true).contains("contradicts"));
-        assert!(refusal("tpu", false).contains("\"tpu\" is no device"));
-        assert!(refusal("", false).contains("is no device"));
-    }
-
-    #[test]
-    fn each_device_that_is_passed_over_has_its_cause() {
-        let device = |name: &str, software, usable| GpuDevice {
-            name: name.into(),
-            description: String::new(),
-            memory: None,
-            software,
-            usable,
-        };
-        let missing = Reason::NotBuiltIn { feature: "x" };
-        let devices = vec![
-            device("wgpu:0", false, Err(missing.clone())),
-            device("wgpu:1", true, Ok(())),
-            device("wgpu:2", false, Ok(())),
-        ];
-        let probe = Probe { backend: "wgpu", devices: Ok(devices) };
-        let causes = |probe: &Probe, wanted| {
-            open_first(candidates(probe, wanted), &options(wanted, false)).err().unwrap()
-        };
-        let all = causes(&probe, "wgpu");
-        let starts = ["wgpu:0: not built in", "wgpu:1: computes on the CPU", "wgpu:2: "];
-        assert_eq!(all.len(), starts.len());
-        for (cause, start) in all.iter().zip(starts) {
-            assert!(cause.starts_with(start), "{all:?}");
-        }
-        assert!(matches!(&causes(&probe, "wgpu:0")[..], [one] if *one == all[0]));
-        assert!(!causes(&probe, "wgpu:1")[0].contains("computes on the CPU"));
-        assert!(causes(&probe, "wgpu:7").is_empty());
-        let none = Probe { backend: "wgpu", devices: Err(missing) };
-        assert_eq!(causes(&none, "wgpu"), ["wgpu: not built in; build with --features x"]);
-    }
-
-    #[test]
-    fn the_test_device_is_taken_by_name_alone() {
-        assert!(refusal(EMULATED, true).contains("--require-gpu"));
-        let listed = list(&DeviceOptions::default()).iter().any(|report| report.name == EMULATED);
-        assert_eq!((listed, is_name(EMULATED)), (emulated(), emulated()));
-        match open(&options(EMULATED, false)) {
-            Ok(device) => assert!(device.notes()[0].contains("test device")),
-            Err(error) => {
-                let (error, fits) = (error.to_string(), !emulated());
-                assert!(fits && error.contains("--features cuda-emulated"), "{error}");
-            }
-        }
-    }
-
-    #[test]
-    fn names_are_checked_without_looking_for_devices() {
-        for good in ["auto", "cpu", "cuda", "cuda:1", "wgpu:0"] {
-            assert!(is_name(good), "{good}");
-        }
-        for bad in ["", "gpu", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:+1", "cuda:99999"] {
-            assert!(!is_name(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_cpu_is_listed_and_every_other_device_that_cannot_be_used_has_its_obstacle() {
-        let reports = list(&DeviceOptions::default());
-        let cpu = reports.iter().find(|report| report.name == "cpu").unwrap();
-        assert_eq!(cpu.obstacle, None);
-        let usable = gpus().iter().filter(|probe| usable(probe)).count();
-        let obstacles = reports.iter().filter(|report| report.obstacle.is_some()).count();
-        assert!(obstacles + usable >= 2, "{reports:?}");
-    }
-}
+mod tests;

@@ -7,10 +7,7 @@ use std::{
 
 use realm_core::{
     Graph,
-    backend::{
-        Backend, Bindings, CompileOptions, Inputs, KvType, Limits, Precision, Program, Role,
-        SequenceRows, Token,
-    },
+    backend::{Backend, Bindings, CompileOptions, KvType, Precision, Program},
     fuse,
     graph::Op,
 };
@@ -46,6 +43,9 @@ pub struct EngineOptions {
     pub precision: Precision,
     /// The type of the KV cache; `None`: f32 with f32 precision, else f16.
     pub kv_type: Option<KvType>,
+    /// A sequence's text does not depend on those beside it. Where a device can only do that slower,
+    /// `false` lets it choose kernels by the batch; the others keep to it always.
+    pub invariant: bool,
     /// Measure each node's time.
     pub times: bool,
 }
@@ -62,6 +62,7 @@ impl Default for EngineOptions {
             step_tokens: 512,
             precision: Precision::Auto,
             kv_type: None,
+            invariant: true,
             times: false,
         }
     }
@@ -157,9 +158,15 @@ pub struct Engine {
     pub(crate) host: HostSampler,
     /// Most sequences that wait.
     queue: usize,
-    plan: MemoryPlan,
+    pub(crate) plan: MemoryPlan,
     pub(crate) vocabulary: usize,
-    precision: Precision,
+    /// As programs are compiled: what was asked for, or what took its place.
+    pub(crate) precision: Precision,
+    pub(crate) invariant: bool,
+    /// Steps that were started.
+    pub(crate) steps: u64,
+    /// What users are still to be told.
+    pub(crate) notes: Vec<String>,
     pub(crate) times: bool,
     pub(crate) node_seconds: Vec<f64>,
     load_time: Duration,
@@ -214,8 +221,12 @@ impl Engine {
         }
         let bindings = Bindings { weights, kv: backend.kv_pool(&plan.kv)? };
         tracing::info!(weights = human(total), kv = human(plan.kv_bytes()), "loaded");
-        let compile =
-            CompileOptions { limits: plan.limits, precision: options.precision, poison: false };
+        let compile = CompileOptions {
+            limits: plan.limits,
+            precision: options.precision,
+            invariant: options.invariant,
+            poison: false,
+        };
         let program = backend.compile(&graph, &bindings, &compile)?;
         let precision = program.info().precision;
         tracing::info!(%precision, limits = ?plan.limits, time = ?start.elapsed(), "compiled");
@@ -238,6 +249,9 @@ impl Engine {
             queue: options.queue,
             vocabulary: model.vocabulary(),
             precision: options.precision,
+            invariant: options.invariant,
+            steps: 0,
+            notes: Vec::new(),
             times: options.times,
             load_time: start.elapsed(),
             upload: (upload.bytes > 0).then_some(upload),
@@ -263,6 +277,11 @@ impl Engine {
     /// The precision in use.
     pub fn precision(&self) -> Precision {
         self.program.info().precision
+    }
+
+    /// Whether a sequence's text does not depend on those beside it, as [`EngineOptions::invariant`] asks.
+    pub fn invariant(&self) -> bool {
+        self.invariant
     }
 
     /// Tokens that a sequence may hold.
@@ -339,7 +358,7 @@ impl Engine {
         Ok(id)
     }
 
-    fn check_prompt(&self, prompt: &[u32]) -> Result<(), RuntimeError> {
+    pub(crate) fn check_prompt(&self, prompt: &[u32]) -> Result<(), RuntimeError> {
         if prompt.is_empty() {
             return Err(RuntimeError::Request("the prompt has no tokens; give some text".into()));
         }
@@ -382,59 +401,5 @@ impl Engine {
     /// Whether no sequence waits or runs, and [`Engine::step`] has neither token nor error to give.
     pub fn is_idle(&self) -> bool {
         self.scheduler.is_idle() && self.pending.is_empty() && self.failures.is_empty()
-    }
-
-    /// The logits of every token of a prompt, as a prefill computes them: `sink` gets rows of
-    /// `[vocabulary]` in order, some at a time.
-    ///
-    /// # Errors
-    /// As [`Engine::submit`], and where too few cache blocks are free beside running sequences, or too
-    /// little memory: the logits of 64 rows at once are no part of [`Engine::memory`].
-    pub fn logits(
-        &mut self,
-        prompt: &[u32],
-        mut sink: impl FnMut(&[f32]) -> Result<(), RuntimeError>,
-    ) -> Result<(), RuntimeError> {
-        /// Rows a step: their logits are held at once, 33 MB for a vocabulary of 128 k.
-        const ROWS: usize = 64;
-        self.check_prompt(prompt)?;
-        let limits = Limits { tokens: ROWS, outputs: ROWS, sequences: 1 };
-        let options = CompileOptions { limits, precision: self.precision, poison: false };
-        let mut program = self.backend.compile(&self.graph, &self.bindings, &options)?;
-        self.finish_surplus()?;
-        let mut table = crate::attention::BlockTable::default();
-        let Scheduler { block_tokens, blocks, .. } = &mut self.scheduler;
-        if !table.grow(prompt.len(), *block_tokens, blocks) {
-            let free = blocks.free().saturating_mul(*block_tokens);
-            return Err(RuntimeError::CacheFull { prompt: prompt.len(), free });
-        }
-        let mut result = Ok(());
-        for (at, chunk) in prompt.chunks(ROWS).enumerate() {
-            let tokens: Vec<Token> = chunk.iter().map(|&id| Token::Id(id)).collect();
-            let rows: Vec<u32> = (0..chunk.len() as u32).collect();
-            let sequence = SequenceRows {
-                rows: 0..chunk.len(),
-                cached: at * ROWS,
-                role: Role::Prefill,
-                blocks: table.blocks(),
-            };
-            let inputs = Inputs {
-                tokens: &tokens,
-                sequences: &[sequence],
-                given: &[],
-                outputs: &rows,
-                sampling: &[],
-                want_logits: true,
-                want_times: false,
-                previous: None,
-            };
-            let step = program.enqueue(&inputs).and_then(|step| step.read());
-            result = step.map_err(RuntimeError::from).and_then(|output| sink(&output.logits));
-            if result.is_err() {
-                break;
-            }
-        }
-        table.release(&mut self.scheduler.blocks);
-        result
     }
 }

@@ -83,7 +83,12 @@ impl Need {
     ) -> Result<Self, RuntimeError> {
         let info = backend.info();
         let weights = graph.weights().iter().map(|weight| backend.weight_bytes(weight) as u64);
-        let compile = CompileOptions { limits, precision: options.precision, poison: false };
+        let compile = CompileOptions {
+            limits,
+            precision: options.precision,
+            invariant: options.invariant,
+            poison: false,
+        };
         let kv = kv_spec(graph, backend, options);
         Ok(Self {
             block_bytes: kv.block_bytes()? as u64,

@@ -10,7 +10,7 @@ use realm_core::{
 
 use crate::{
     Engine, EngineOptions, Model, RuntimeError,
-    device::{Device, EMULATED},
+    device::{self, Device},
     engine::Progress,
     memory::{self, Fit, MemoryPlan},
     split::{SplitBackend, layers_said},
@@ -113,7 +113,7 @@ impl Device {
             let (cause, advice, by_number) = match self.layers(model, graph, options)? {
                 Layers::From(layer, note) => {
                     let info = self.backend().info();
-                    if info.memory.is_none() && info.name != EMULATED {
+                    if info.memory.is_none() && !device::is_emulated(&info.name) {
                         notes.push(format!(
                             "{name} does not tell its free memory: whether the model fits shows when it is loaded"
                         ));

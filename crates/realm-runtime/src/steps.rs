@@ -17,6 +17,7 @@ use realm_core::{
 use crate::{
     Engine, Event, Finish, RuntimeError, SequenceId, TokenLogprobs,
     attention::BlockTable,
+    overflow::Narrow,
     sampler::Choice,
     scheduler::{Scheduler, Share},
 };
@@ -127,7 +128,7 @@ impl Engine {
     ///
     /// # Errors
     /// The device's failure: the sequences are as they were, and the next call tries again. Logits that
-    /// are no numbers, which ends the sequences that the error names; the others go on, and the next call
+    /// are no numbers where nothing is in f16 (otherwise bf16 takes its place), which ends the sequences that the error names; the others go on, and the next call
     /// gives the tokens that they got in this step. The same where biases and penalties leave no token.
     pub fn step(&mut self) -> Result<Vec<Event>, RuntimeError> {
         if let Some(error) = self.failures.pop() {
@@ -163,7 +164,11 @@ impl Engine {
         for (total, seconds) in self.node_seconds.iter_mut().zip(&output.node_seconds) {
             *total += seconds;
         }
-        let (chosen, lost) = self.choose(&rows, &output);
+        let (chosen, mut lost) = self.choose(&rows, &output);
+        if let Some(narrow) = self.narrow().filter(|_| !lost.not_numbers.is_empty()) {
+            let broken = std::mem::take(&mut lost.not_numbers);
+            return self.go_on_wider(narrow, &broken, chosen, lost);
+        }
         let mut broken = lost.not_numbers.iter().chain(&lost.all_banned);
         if broken.any(|&id| self.under_way.as_ref().is_some_and(|step| step.computes(id))) {
             self.drop_next();
@@ -176,10 +181,41 @@ impl Engine {
             self.scheduler.computed(rows.sequence, rows.cached);
         }
         let events = self.advance(chosen);
+        self.give(events, lost)
+    }
+
+    /// The tokens that a step gave, or first what went wrong in it.
+    fn give(&mut self, events: Vec<Event>, lost: Lost) -> Result<Vec<Event>, RuntimeError> {
         self.failures = self.errors(lost);
         let Some(error) = self.failures.pop() else { return Ok(events) };
         self.pending = events;
         Err(error)
+    }
+
+    /// After a step in which f16 overflowed: the `broken` sequences have no token yet, the others have
+    /// theirs, and all go on in bf16.
+    fn go_on_wider(
+        &mut self,
+        narrow: Narrow,
+        broken: &[SequenceId],
+        chosen: Vec<Chosen>,
+        lost: Lost,
+    ) -> Result<Vec<Event>, RuntimeError> {
+        self.drop_next();
+        lost.all_banned.iter().for_each(|&id| _ = self.scheduler.end(id, None));
+        let mut first = (None, 0);
+        for &id in broken.iter().rev() {
+            if let Some(sequence) = self.scheduler.find(id) {
+                sequence.choosing -= 1;
+                first = (Some(id), sequence.tokens.len());
+            }
+        }
+        let events = self.advance(chosen);
+        if let Err(error) = self.widen(narrow, first) {
+            self.pending = events;
+            return Err(error);
+        }
+        self.give(events, lost)
     }
 
     /// The tokens that a step gave: the device's choices, or the host's where the request asks for more
@@ -236,7 +272,7 @@ impl Engine {
 
     /// Waits for the step started ahead and forgets it: what it went on from does not exist, so that
     /// its results mean nothing. Its sequences compute their rows again.
-    fn drop_next(&mut self) {
+    pub(crate) fn drop_next(&mut self) {
         let Some(UnderWay { step, rows, held }) = self.under_way.take() else { return };
         // Where it failed, the device does so again in the step that takes its place.
         _ = step.read();
@@ -268,6 +304,7 @@ impl Engine {
             ahead = previous.is_some(),
             "step"
         );
+        self.steps += 1;
         let rows = batch.rows;
         let mut output = 0;
         for rows in &rows {

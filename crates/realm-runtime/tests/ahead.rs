@@ -7,7 +7,7 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 use common::{
     VOCABULARY, ask, cpu, engine_on, finish, finish_with, model, model_breaking_at, model_with,
-    pretend::Pretend,
+    pretend::Pretend, wide_engine_on,
 };
 use realm_conformance::random::Random;
 use realm_core::{DType, backend::Backend, reference::ReferenceBackend};
@@ -165,7 +165,7 @@ fn a_stop_token_costs_one_step_whose_blocks_are_free_afterwards() {
 fn logits_that_are_no_numbers_end_their_sequences() {
     let model = model_with(6, DType::F32, f32::NAN);
     let pretend = Arc::new(Pretend::new(cpu(2), "pretend").asynchronous());
-    let mut engine = engine_on(&model, pretend, 2, 512);
+    let mut engine = wide_engine_on(&model, pretend, 2, 512);
     for _ in 0..2 {
         let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
         let request = ask(vec![1, 2], 3, sampling);
@@ -191,7 +191,7 @@ fn a_sequence_without_a_token_ends_alone() {
     let a = request(&[3, BROKEN, 4], SamplingParams::GREEDY);
     let b = request(&[5, 6, 7], SamplingParams::GREEDY);
     let c = request(&[9, 8, 7, 6], sampled);
-    let mut plain = engine_on(&model, cpu(2), 1, 512);
+    let mut plain = wide_engine_on(&model, cpu(2), 1, 512);
     let alone = [&b, &c].map(|request| {
         let id = plain.submit(request.clone()).unwrap();
         finish(&mut plain).remove(&id).unwrap()
@@ -203,7 +203,7 @@ fn a_sequence_without_a_token_ends_alone() {
         let mut pretend = Pretend::new(cpu(2), "pretend");
         pretend.stand_in = stand_in;
         let pretend = Arc::new(if asynchronous { pretend.asynchronous() } else { pretend });
-        let mut engine = engine_on(&model, pretend.clone(), 3, 6);
+        let mut engine = wide_engine_on(&model, pretend.clone(), 3, 6);
         let [of_a, of_b, of_c] =
             [&a, &b, &c].map(|request| engine.submit(request.clone()).unwrap());
         let error = engine.step().unwrap_err();

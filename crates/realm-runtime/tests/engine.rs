@@ -5,7 +5,8 @@ mod common;
 use std::sync::Arc;
 
 use common::{
-    CONTEXT, VOCABULARY, ask, cpu, engine_on, finish, model, model_of, model_with, pretend::Pretend,
+    CONTEXT, VOCABULARY, ask, cpu, engine_on, finish, model, model_of, model_with,
+    pretend::Pretend, wide_engine_on,
 };
 use realm_conformance::{random::Random, run::distance};
 use realm_core::{
@@ -218,7 +219,7 @@ fn what_does_not_fit_is_said_before_loading() {
 #[test]
 fn logits_that_are_no_numbers_are_an_error() {
     let model = model_with(6, DType::F32, f32::NAN);
-    let mut engine = engine(&model, 2, 512);
+    let mut engine = wide_engine_on(&model, cpu(2), 2, 512);
     let sampling = SamplingParams { temperature: 1.0, ..SamplingParams::GREEDY };
     let request = ask(vec![1, 2], 3, sampling);
     engine.submit(request).unwrap();

@@ -401,7 +401,8 @@ fn work_memory_of_a_graph_that_is_not_the_splits_is_no_less_than_its_own() {
     let split = SplitBackend::new(&graph, LAYERS - 1, cpu(2), cpu(2)).unwrap();
     let other = fused(&model_of(11, DType::F32, 1));
     let limits = Limits { tokens: 9, outputs: 2, sequences: 2 };
-    let compile = CompileOptions { limits, precision: Precision::F32, poison: false };
+    let compile =
+        CompileOptions { limits, precision: Precision::F32, invariant: true, poison: false };
     let own = cpu(2).workspace_bytes(&other, &compile);
     assert!(own > 0 && split.workspace_bytes(&other, &compile) >= own);
 }

@@ -172,7 +172,7 @@ impl Bench {
             cached += rows;
         }
         let repetition = self.time(test, steps)?;
-        if self.engine.is_idle() { Ok(repetition) } else { Err(out_of_step(test)) }
+        if self.engine.is_idle() { Ok(repetition) } else { Err(self.out_of_step(test)) }
     }
 
     /// Times `tokens` steps of `sequences` rows, once every prompt is taken in.
@@ -208,13 +208,24 @@ impl Bench {
         let start = Instant::now();
         for _ in &steps {
             if self.engine.is_idle() {
-                return Err(out_of_step(test));
+                return Err(self.out_of_step(test));
             }
             self.engine.step()?;
         }
         let seconds = start.elapsed().as_secs_f64();
         let node_seconds = if self.times { self.engine.take_node_seconds() } else { Vec::new() };
         Ok(Repetition { steps, seconds, node_seconds })
+    }
+
+    /// The engine took other steps than were counted on: times would be wrong.
+    fn out_of_step(&mut self, test: &Test) -> CliError {
+        CliError::Input(match self.engine.take_notes().pop() {
+            // What overflowed was computed again.
+            Some(note) => format!("{test}: {note}; measure with --precision bf16 --kv-type bf16"),
+            None => format!(
+                "{test}: the engine took other steps than planned; this is a bug, please report it"
+            ),
+        })
     }
 
     /// The work of a repetition, a node each.
@@ -236,13 +247,6 @@ impl Bench {
         }
         costs
     }
-}
-
-/// The engine took other steps than were counted on: times would be wrong.
-fn out_of_step(test: &Test) -> CliError {
-    CliError::Input(format!(
-        "{test}: the engine took other steps than planned; this is a bug, please report it"
-    ))
 }
 
 #[cfg(test)]

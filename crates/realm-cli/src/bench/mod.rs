@@ -1,5 +1,6 @@
 //! `realm bench`: the speed of prompts and of generation, beside what the machine can do at most.
 
+mod claims;
 mod measure;
 mod ops;
 mod plan;
@@ -83,6 +84,14 @@ pub(crate) struct BenchArgs {
     /// times of the ops are taken as by --ops.
     #[arg(long, value_name = "OUT.svg", value_hint = ValueHint::FilePath)]
     plot: Option<PathBuf>,
+    /// Measure what Realm promises of this device, each beside the same work done the plain way
+    ///
+    /// Says of each promise the ratio that was measured and the one that must be, and of both sides which
+    /// part of the device's limit they reach, so that a slow plain way flatters nobody. The model is
+    /// generated with and its prompt taken in on the device and on the CPU (the first -n and -p); kernels
+    /// are compared at sizes of an 8B model, in Q4_K. What needs a GPU says so where there is none.
+    #[arg(long, conflicts_with_all = ["ops", "plot"])]
+    claims: bool,
     /// Print a JSON list, an object for each test, instead of a table
     #[arg(long)]
     json: bool,
@@ -95,6 +104,9 @@ pub(crate) struct BenchArgs {
 /// # Errors
 /// A model that cannot be loaded, tests that do not fit the memory, the device's failure.
 pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    if args.claims {
+        return claims::run(args);
+    }
     let plan = plan(args)?;
     args.plot.as_deref().map_or(Ok(()), check_picture)?;
     let mut options = options(args, &plan)?;

@@ -73,6 +73,7 @@ pub(super) struct Setting {
     /// The one in effect.
     pub(super) precision: Precision,
     pub(super) kv_type: String,
+    invariant: bool,
     repetitions: u32,
     load_seconds: f64,
     /// How fast weights went to a device's memory, in bytes a second; `None` where none did.
@@ -92,6 +93,7 @@ impl Setting {
             threads: info.threads,
             precision: stats::in_effect(engine.graph(), engine.precision()),
             kv_type: engine.memory().kv.kv_type.to_string(),
+            invariant: engine.invariant(),
             repetitions,
             load_seconds: engine.load_time().as_secs_f64(),
             upload_rate: engine.upload().map(|upload| upload.rate()),
@@ -131,7 +133,7 @@ impl PeakMemory {
 }
 
 /// The parts of bandwidth and peak that a test's median repetition reached.
-fn fractions(ceilings: &Ceilings, measured: &Measured) -> (f64, f64) {
+pub(super) fn fractions(ceilings: &Ceilings, measured: &Measured) -> (f64, f64) {
     let seconds = measured.test.tokens() as f64 / measured.rates().median;
     let cost = measured.cost();
     (
@@ -213,6 +215,7 @@ fn object(setting: &Setting, graph: &Graph, result: &Measured) -> Value {
         "model": console::one_line(&setting.model),
         "precision": setting.precision.to_string(),
         "kv_type": setting.kv_type,
+        "invariant": setting.invariant,
         "repetitions": setting.repetitions,
         "read_bytes_per_second": ceilings.map(|ceilings| ceilings.bytes_per_second),
         "ops_per_second": ceilings.map(|ceilings| ceilings.ops_per_second),

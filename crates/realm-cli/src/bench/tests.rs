@@ -267,3 +267,14 @@ fn pictures_do_without_times_of_ops() {
     assert!(texts.contains(&"all of pp30") && texts.contains(&"pp20: the whole prompt"));
     assert!(!svg.contains("ffn_down") && !svg.contains("Not drawn"), "{texts:?}");
 }
+
+#[test]
+fn half_precision_takes_at_most_half_the_memory() {
+    let (_folder, path) = tiny("q4_k_m");
+    let model = realm_runtime::Model::open(&path).unwrap();
+    let device = parse(&[]).engine.device.open().unwrap();
+    let claims = claims::memory(&model, &**device.backend(), 512);
+    let text = claims::table(&claims, "cpu", None);
+    assert!(text.contains("2 of 2 claims that were looked at are met"), "{text}");
+    assert!(text.contains("weights in F16: ") && text.contains("KV cache in f32: "), "{text}");
+}

@@ -310,6 +310,7 @@ impl<'a> Session<'a> {
         if !text.is_empty() {
             out.end_line()?;
         }
+        self.llm.engine_mut().take_notes().iter().for_each(console::note);
         let known = self.llm.engine().stats().cached_prompt_tokens - known;
         figures.set_known(known as usize);
         self.last = Some(Last { figures, seed });

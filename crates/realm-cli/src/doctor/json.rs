@@ -11,7 +11,7 @@ use crate::{devices, inspect};
 
 /// One object; what there is nothing to say about is null.
 pub(super) fn describe(findings: &Findings) -> Value {
-    let Findings { reports, subject, environment, verdict } = findings;
+    let Findings { reports, subject, environment, verdict, asked: _ } = findings;
     let variables = environment
         .iter()
         .map(|it| json!({ "name": it.name, "value": it.value, "known": it.known }));

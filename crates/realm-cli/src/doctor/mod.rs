@@ -8,6 +8,7 @@ mod report;
 use std::path::PathBuf;
 
 use clap::ValueHint;
+use realm_core::backend::Precision;
 use realm_runtime::{
     RuntimeError,
     device::{self, Device, Report},
@@ -18,6 +19,7 @@ use crate::{
     args::EngineArgs,
     console::{Output, one_line},
     error::{CliError, Result},
+    precision::KvChoice,
 };
 
 const EXAMPLES: &str = "\
@@ -56,6 +58,8 @@ struct Findings {
     subject: Subject,
     environment: Vec<Variable>,
     verdict: Verdict,
+    /// What the command line says of products and of the KV cache.
+    asked: (Precision, KvChoice),
 }
 
 /// What `realm run` would do.
@@ -91,7 +95,8 @@ pub(crate) fn run(args: &DoctorArgs) -> Result<()> {
     let device = device::open(&options);
     let (subject, verdict) = examine(args, device);
     let environment = environment::read();
-    let findings = Findings { reports, subject, environment, verdict };
+    let asked = (args.engine.precision, args.engine.kv_type);
+    let findings = Findings { reports, subject, environment, verdict, asked };
     let mut out = Output::new();
     if args.json {
         out.line(json::describe(&findings))?;

@@ -8,9 +8,9 @@ use realm_runtime::{
 
 use super::{
     Findings,
-    model::{FileFacts, Placed, Subject},
+    model::{FileFacts, Placed},
 };
-use crate::{console::one_line, inspect::count};
+use crate::{console::one_line, inspect::count, precision};
 
 /// Columns of a terminal.
 const WIDTH: usize = 80;
@@ -81,7 +81,7 @@ pub(super) fn describe(findings: &Findings, measured: bool) -> String {
         rows.row(&report.name, &device_text(report));
     }
     rows.gap();
-    model(&mut rows, &findings.subject, measured);
+    model(&mut rows, findings, measured);
     rows.gap();
     rows.row("environment", &environment(findings));
     rows.row("verdict", &findings.verdict.said());
@@ -110,7 +110,8 @@ fn device_text(report: &Report) -> String {
     }
 }
 
-fn model(rows: &mut Rows, subject: &Subject, measured: bool) {
+fn model(rows: &mut Rows, findings: &Findings, measured: bool) {
+    let subject = &findings.subject;
     let path = subject.path.display();
     let Some(file) = &subject.file else {
         rows.row("model", &format!("{path}: cannot be read"));
@@ -129,6 +130,7 @@ fn model(rows: &mut Rows, subject: &Subject, measured: bool) {
         for part in &placed.memory.devices {
             rows.row("memory", &memory(part, placed, subject.layers.unwrap_or(0)));
         }
+        rows.row("precision", &precisions(placed, findings));
         rows.row("speed", &speed(placed, measured));
     }
 }
@@ -177,6 +179,19 @@ fn memory(part: &DevicePlan, placed: &Placed, layers: usize) -> String {
         plan.kv.kv_type,
         human(part.workspace_bytes)
     )
+}
+
+/// What products are computed in and what keys and values are kept in.
+fn precisions(placed: &Placed, findings: &Findings) -> String {
+    let (asked, kv_asked) = findings.asked;
+    let mut all: Vec<String> = Vec::new();
+    for part in &placed.memory.devices {
+        let several = placed.memory.devices.len() > 1;
+        let on = if several { format!("on {} ", part.device) } else { String::new() };
+        all.push(format!("products {on}{}", precision::precision_said(part.precision, asked)));
+    }
+    all.push(format!("KV cache {}", precision::kv_said(placed.memory.kv.kv_type, kv_asked)));
+    all.join("; ")
 }
 
 fn speed(placed: &Placed, measured: bool) -> String {

@@ -17,7 +17,7 @@ use crate::{
     args::{self, EngineArgs, ModelArgs},
     console::{self, Output, one_line},
     error::{CliError, Result},
-    output,
+    output, precision,
 };
 
 /// Options of `realm inspect`.
@@ -223,6 +223,12 @@ fn print_plan(out: &mut Output, prospect: &Prospect, args: &InspectArgs) -> Resu
             out.line(line("the device has", bytes))?;
         }
     }
+    for part in &plan.devices {
+        let said = precision::precision_said(part.precision, args.engine.precision);
+        out.line(format_args!("\nprecision on {}\n  {said}", part.device))?;
+    }
+    let said = precision::kv_said(plan.kv.kv_type, args.engine.kv_type);
+    out.line(format_args!("KV cache\n  {said}"))?;
     let layers = graph.kv().len();
     out.line(format_args!(
         "\ngraph: {} ops over {layers} layers, {} weights",

@@ -37,6 +37,8 @@ pub(crate) struct Tiny {
     chain: Vec<u32>,
     /// The second token of the chain follows the last one.
     repeats: bool,
+    /// Weights of the last norm.
+    norm: f32,
 }
 
 /// A chat template that writes roles and contents and has the model answer.
@@ -67,6 +69,13 @@ impl Tiny {
         self
     }
 
+    /// The same, with so large a norm that the output matrix's input is infinite in f16, and in no other
+    /// type.
+    pub(crate) fn overflowing(mut self) -> Self {
+        self.norm = 2e4;
+        self
+    }
+
     /// A file in which each token of `chain` follows the one before it; no token stands twice.
     pub(crate) fn of(chain: Vec<u32>) -> Self {
         assert!(chain.len() <= HIDDEN);
@@ -74,7 +83,8 @@ impl Tiny {
         sorted.sort_unstable();
         sorted.dedup();
         assert_eq!(sorted.len(), chain.len(), "a token stands twice");
-        let mut tiny = Self { metadata: Vec::new(), tensors: Vec::new(), chain, repeats: false };
+        let (metadata, tensors) = (Vec::new(), Vec::new());
+        let mut tiny = Self { metadata, tensors, chain, repeats: false, norm: 1.0 };
         tiny.set("general.architecture", "llama");
         for (key, value) in [
             ("block_count", 1u32),
@@ -184,6 +194,7 @@ impl Tiny {
                     *value = 10.0;
                 }
             }
+            "output_norm.weight" => values.fill(self.norm),
             _ if name.ends_with("norm.weight") => values.fill(1.0),
             _ => {}
         }

@@ -27,6 +27,13 @@ pub(crate) struct Scratch {
     rounded: Vec<f32>,
 }
 
+/// Which rows are meant, in which order: row `i` is row `places[i] / copies` of those prepared.
+#[derive(Clone, Copy)]
+pub(super) struct Order<'a> {
+    pub(super) places: &'a [u32],
+    pub(super) copies: usize,
+}
+
 /// Rows of activations.
 #[derive(Clone, Copy)]
 pub(crate) struct Activations<'a> {
@@ -35,6 +42,7 @@ pub(crate) struct Activations<'a> {
     rows: usize,
     cols: usize,
     precision: Precision,
+    order: Option<Order<'a>>,
 }
 
 /// 32 quantized elements of a row, `x = scale · q` with q in −127..=127, and the sums of their
@@ -112,7 +120,7 @@ impl Scratch {
         let rows = x.len() / cols.max(1);
         assert_eq!(x.len(), rows * cols, "activations are whole rows");
         self.reserve(x.len(), precision);
-        let mut out = Activations { floats: x, groups: &[], rows, cols, precision };
+        let mut out = Activations { floats: x, groups: &[], rows, cols, precision, order: None };
         match precision {
             Precision::F32 => {}
             Precision::F16 | Precision::BF16 => {
@@ -217,9 +225,23 @@ fn place(rows: usize, cols: usize, row: usize, tile: usize) -> Range<usize> {
 }
 
 impl<'a> Activations<'a> {
+    /// Rows of these in another order, some of them several times. Places must lie within the rows.
+    pub(super) fn in_order(self, order: Order<'a>) -> Self {
+        Self { order: Some(order), ..self }
+    }
+
     /// Number of rows.
     pub(crate) fn rows(&self) -> usize {
-        self.rows
+        self.order.map_or(self.rows, |order| order.places.len())
+    }
+
+    /// Where a row stands among those prepared.
+    #[inline(always)]
+    fn prepared(&self, row: usize) -> usize {
+        match self.order {
+            Some(Order { places, copies }) => places[row] as usize / copies,
+            None => row,
+        }
     }
 
     /// Elements a row.
@@ -240,13 +262,14 @@ impl<'a> Activations<'a> {
     /// A row's elements, rounded to what `precision` computes with.
     #[inline(always)]
     pub(super) fn floats(&self, row: usize) -> &'a [f32] {
+        let row = self.prepared(row);
         &self.floats[row * self.cols..(row + 1) * self.cols]
     }
 
     /// The groups of a row in tile `tile` of the columns.
     #[inline(always)]
     pub(super) fn groups(&self, row: usize, tile: usize) -> &'a [QuantGroup] {
-        &self.groups[place(self.rows, self.cols, row, tile)]
+        &self.groups[place(self.rows, self.cols, self.prepared(row), tile)]
     }
 }
 

@@ -30,8 +30,10 @@ impl Sums<'_> {
 pub(super) struct Place<'a> {
     /// Sums a row of the strip; those beyond `columns` are of no use.
     pub(super) width: usize,
-    /// Rows of the output.
+    /// Rows of the input: those of the output, unless `order` says where they go.
     pub(super) rows: Range<usize>,
+    /// The output's row for each of the input, no two alike.
+    pub(super) order: Option<&'a [u32]>,
     /// Columns of the output.
     pub(super) columns: Range<usize>,
     /// Elements a row of the output.
@@ -44,7 +46,7 @@ impl Place<'_> {
     #[inline(always)]
     fn rows(&self) -> impl Iterator<Item = &mut [f32]> {
         self.rows.clone().map(|row| {
-            let start = row * self.stride;
+            let start = self.order.map_or(row, |order| order[row] as usize) * self.stride;
             let range = start + self.columns.start..start + self.columns.end;
             // SAFETY: each strip of each row belongs to one task, and is handed out once.
             unsafe { self.output.range(range) }

@@ -1,4 +1,4 @@
-//! What the assembler says of each kernel (`ptxas -v`): registers, spills, shared memory.
+//! What the assembler says of each kernel (`ptxas -v`): registers, spills, shared memory, lost speed.
 
 use std::fmt;
 
@@ -54,6 +54,25 @@ pub(crate) fn parse(log: &str) -> Vec<Usage> {
         }
     }
     kernels
+}
+
+/// What the assembler says that it could not do for speed: wgmma instructions that it made wait for each
+/// other or for waits of its own, setmaxnreg that it left out. Once each, in order.
+pub(crate) fn losses(log: &str) -> Vec<String> {
+    let mut losses: Vec<String> = Vec::new();
+    for line in log.lines() {
+        let loss = match line.split_once("Potential Performance Loss: ") {
+            Some((_, loss)) => loss.trim(),
+            None if line.contains("warpgroup.wait is injected") => {
+                line.trim_start_matches("ptxas info").trim_start_matches([' ', ':']).trim()
+            }
+            None => continue,
+        };
+        if !losses.iter().any(|other| other == loss) {
+            losses.push(loss.to_owned());
+        }
+    }
+    losses
 }
 
 /// The number in front of `what`; 0 where there is none.

@@ -91,7 +91,7 @@ DEVICE void attend(const AttentionParams& p) {
     place.kv_head = block_y() / p.subsets;
     place.head = place.kv_head * p.group + subset * S::HEADS;
     place.heads = min(p.group - subset * S::HEADS, S::HEADS);
-    if (place.row >= p.step.counts->rows) return wait_for_predecessor();
+    if (place.row >= *p.count) return wait_for_predecessor();
 
     const Row row = p.step.rows[place.row];
     const Sequence sequence = p.step.sequences[row.sequence];
@@ -186,7 +186,7 @@ KERNEL(NAME_MERGE(KV), AttentionParams, MERGE_WARPS * 32) {
     SHARED(f32x4, shares, MERGE_WARPS * 64);
     const u32 slot = block_y(), row_at = p.first_row + slot, head = block_x();
     let_successor_start();
-    if (row_at >= p.step.counts->rows) return wait_for_predecessor();
+    if (row_at >= *p.count) return wait_for_predecessor();
     const Row row = p.step.rows[row_at];
     const Visible seen = visible(p, row, p.step.sequences[row.sequence]);
     const u32 count = splits_of(seen);

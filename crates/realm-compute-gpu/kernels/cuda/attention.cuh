@@ -11,6 +11,8 @@ constexpr u32 NO_WINDOW = 0xffffffffu;
 
 struct AttentionParams {
     StepView step;
+    // How many rows there are, the step's first ones.
+    const u32* count;
     KvLayerView kv;
     // [rows, heads · head_dim]
     const float* query;
@@ -71,7 +73,7 @@ DEVICE u32 splits_of_row(const AttentionParams& p, u32 slot, u32 rows) {
 // Finds a unit of a pass without gaps, warp by warp. Beyond the last one `slot` is not less than the
 // step's rows.
 DEVICE Unit find_unit(const AttentionParams& p, u32 unit) {
-    const u32 rows = p.step.counts->rows;
+    const u32 rows = *p.count;
     for (u32 first = 0; first < rows; first += 32) {
         u32 sum = splits_of_row(p, first + lane(), rows);
 #pragma unroll

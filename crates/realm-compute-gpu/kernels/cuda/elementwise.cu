@@ -275,7 +275,7 @@ DEVICE void store_int8_share(const Map& map, u32 row) {
 
 KERNEL(prepare, PrepareParams, THREADS) {
     u32 row;
-    if (!begin(p.map.count, row)) return;
+    if (!begin(p.map.count, row, p.map.slots)) return;
     if (p.map.target.form == FORM_INT8) {
         store_int8_share(p.map, row);
         return;

@@ -67,16 +67,18 @@ struct Map {
     const u32* count;
     Columns target;
     u32 cols;
-    u32 unused;
+    // Of `prepare`: rows for each that *count counts. Else 1.
+    u32 slots;
 
     DEVICE const float* row(u32 row) const { return input + size_t(row) * cols; }
 };
 
-// The block's row, or false where the step has no such row. How many it has was written before the
-// step began, so that it can be read before the kernel waits.
-DEVICE bool begin(const u32* count, u32& row) {
+// The block's row, or false where the step has no such row: it has `slots` for each that *count
+// counts. How many it has was written before the step began, so that it can be read before the kernel
+// waits.
+DEVICE bool begin(const u32* count, u32& row, u32 slots = 1) {
     let_successor_start();
-    const u32 rows = *count;
+    const u32 rows = *count * slots;
     wait_for_predecessor();
     row = block_x();
     return row < rows;

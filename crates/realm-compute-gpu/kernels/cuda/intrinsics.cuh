@@ -2,20 +2,25 @@
 // and one in simt/intrinsics.cuh for the emulated device, with the same results to the last bit.
 //
 // indices      thread_index() thread_count() lane() warp() block_x|y|z() grid_x|y|z()
-// barriers     sync_block() sync_warp()
+// barriers     sync_block() sync_warp() sync_group(id, threads)
+//              init_barrier(barrier, arrivals) fence_barriers() arrive(barrier)
+//              arrive_expect(barrier, bytes) wait_barrier(barrier, phase) fence_async()
 // warp         shuffle(v, lane) shuffle_xor(v, mask) shuffle_down(v, n): u32, i32, float, u64,
-// double;
-//              ballot(b) any(b) all(b). Always the whole warp: every lane must come
-// shared       SHARED(type, name, count) dynamic_shared()
+//              double; ballot(b) any(b) all(b). Always the whole warp: every lane must come
+// shared       SHARED(type, name, count) dynamic_shared() aligned_shared()
 // copies       copy_async4|8|16(shared, global) copy_async16_stream(shared, global)
 //              copy_async16_cached(shared, global) commit_async() wait_async<N>()
 //              make_arrival(barrier) copy_bulk_stream(shared, global, bytes, barrier, again)
 //              wait_arrival(barrier, phase) load_stream16(global)
+//              copy_bulk(shared, global, bytes, barrier, stream) copy_tensor(shared, map, x, y, barrier)
 // matrices     load_matrix_x2|x4(r, row) load_matrix_x2|x4_trans(r, row) mma_bf16|f16(d, a, b0, b1)
+//              wgmma_bf16|f16<N, B_TRANSPOSED>(d, a, b, add) wgmma_fence() wgmma_commit()
+//              wgmma_wait<N>() tile_descriptor(shared, leading_bytes, stride_bytes)
+// registers    drop_registers<N>() claim_registers<N>() pin_registers(array)
 // numbers      bf16_bits bf16_value f16_bits f16_value pack_bf16 pack_f16 sub_bf16x2 sub_f16x2
 //              byte_perm and_or and_xor select_bits float_bits bits_float
-// atomics      atomic_add(u32*|i32*|u64*) atomic_max(u32*) atomic_min(u32*): they return the old
-// value launches     wait_for_predecessor() let_successor_start()
+// atomics      atomic_add(u32*|i32*|u64*) atomic_max(u32*) atomic_min(u32*): the old value
+// launches     wait_for_predecessor() let_successor_start()
 //
 // The mathematical functions are CUDA's own, on the emulated device those of <cmath>.
 #pragma once
@@ -40,6 +45,11 @@ struct alignas(8) f32x2 {
 };
 struct alignas(16) f32x4 {
     float x, y, z, w;
+};
+
+// What copy_tensor copies from: made by the host (`Gpu::tensor_map`), a part of a kernel's parameter.
+struct alignas(64) TensorMap {
+    u8 bytes[128];
 };
 
 #ifdef REALM_EMULATED
@@ -96,6 +106,11 @@ REALM_SHUFFLES(double)
 DEVICE u8* dynamic_shared() {
     extern __shared__ __align__(16) u8 realm_dynamic_shared[];
     return realm_dynamic_shared;
+}
+// The same, aligned to 1024 bytes, for a kernel with tiles for wgmma. A kernel calls one of the two.
+DEVICE u8* aligned_shared() {
+    extern __shared__ __align__(1024) u8 realm_aligned_shared[];
+    return realm_aligned_shared;
 }
 
 DEVICE u32 shared_address(const void* shared) { return u32(__cvta_generic_to_shared(shared)); }
@@ -341,5 +356,7 @@ DEVICE void let_successor_start() {
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+
+#include "hopper.cuh"
 
 #endif

@@ -25,7 +25,8 @@ struct Segment {
     // Slices of a warp; so many warps, the first, have one more.
     u32 share;
     u32 longer_shares;
-    u32 unused;
+    // Of experts: row tiles of the whole weight.
+    u32 all_tiles;
 };
 
 struct MatvecParams {
@@ -51,11 +52,39 @@ struct MatvecParams {
     Segment segments[4];
 };
 
+// Of a mixture of experts: a group of rows is one slot, a row and one of its experts, and the target
+// has a row a slot. A weight has the rows of all experts, one's after another's. `n` of a segment is
+// one expert's, and `tiles` the most tiles that it lies in: an expert need not begin with a tile.
+struct MixtureParams : MatvecParams {
+    // The number of each slot's expert.
+    const u32* experts;
+    // Slots for each of the rows that *count counts, and slots that share a row of the input.
+    u32 slots;
+    u32 input_slots;
+};
+
 // A number that is the same in all lanes, so that the compiler knows it.
 DEVICE u32 uniform(u32 value) { return shuffle(value, 0); }
 
 // The block's group of rows.
 DEVICE u32 group(const MatvecParams& p) { return p.tiles_in_x ? block_y() : block_x(); }
+
+// The block's first row of the input.
+DEVICE u32 first_input_row(const MatvecParams& p) { return group(p) * p.group_rows; }
+DEVICE u32 first_input_row(const MixtureParams& p) { return group(p) / p.input_slots; }
+
+// Where the block's expert begins: a row of a segment's weight.
+DEVICE u32 expert_row(const MatvecParams&, const Segment&) { return 0; }
+DEVICE u32 expert_row(const MixtureParams& p, const Segment& segment) {
+    return p.experts[group(p)] * segment.n;
+}
+
+// The row tile of a segment's weight that is the block's `tile`. Where the expert lies in fewer tiles
+// than another would, the last may be beyond the weight: any serves then, as nothing of it is stored.
+DEVICE u32 weight_tile(const MatvecParams&, const Segment&, u32 tile) { return tile; }
+DEVICE u32 weight_tile(const MixtureParams& p, const Segment& segment, u32 tile) {
+    return min(expert_row(p, segment) / 16 + tile, segment.all_tiles - 1);
+}
 
 // Where a warp works.
 struct Place {
@@ -98,22 +127,22 @@ DEVICE u8* partial_sums(const MatvecParams& p, u32 segment) {
 }
 
 // A warp's ring. A slot has the barrier at which its planes arrive, the planes of F as they lie,
-// then each column's activations.
-template <class F>
+// then each column's activations. P: the kernel's parameters.
+template <class F, class P = MatvecParams>
 struct Ring {
     static constexpr u32 STAGE_K = F::STAGE_TILES * F::TILE_K;
     static constexpr u32 STAGE_BYTES = F::STAGE_TILES * F::TILE_BYTES;
     static constexpr u32 PLANES = 16;
     static constexpr u32 ACTIVATIONS = PLANES + STAGE_BYTES;
 
-    const MatvecParams& p;
+    const P& p;
     // The next stage's planes, and those of the row tile that are not asked for yet, in bytes.
     const u8* next;
     u32 left;
     u8 *start, *end;
 
     // `taken` bytes of the warp's shared memory lie before the ring.
-    DEVICE Ring(const MatvecParams& params, u32 taken) : p(params), next(nullptr), left(0) {
+    DEVICE Ring(const P& params, u32 taken) : p(params), next(nullptr), left(0) {
         start = dynamic_shared() + uniform(warp()) * p.warp_bytes + taken;
         end = start + p.ring_stages * p.slot_bytes;
         if (lane() < p.ring_stages) make_arrival(barrier(start + lane() * p.slot_bytes));
@@ -125,7 +154,7 @@ struct Ring {
     // Goes on with a stage of a row tile.
     DEVICE void begin(const Segment& segment, u32 tile, u32 stage) {
         const u32 bytes = (p.k + F::TILE_K - 1) / F::TILE_K * F::TILE_BYTES;
-        next = segment.planes + size_t(tile) * bytes + stage * STAGE_BYTES;
+        next = segment.planes + size_t(weight_tile(p, segment, tile)) * bytes + stage * STAGE_BYTES;
         left = bytes - stage * STAGE_BYTES;
     }
 
@@ -164,6 +193,7 @@ DEVICE u32 rows_of_group(const MatvecParams& p) {
     const u32 first = group(p) * p.group_rows, rows = *p.count;
     return first < rows ? min(rows - first, p.group_rows) : 0;
 }
+DEVICE u32 rows_of_group(const MixtureParams& p) { return group(p) < *p.count * p.slots; }
 
 // An element of the product: the sums of a column's slices in order, then its row's columns. A
 // slice's partial sums lie [column][16 weight rows]; `first` is the segment's first slice.
@@ -184,12 +214,16 @@ DEVICE float add_slices(const MatvecParams& p, const Segment& segment, u32 first
 }
 
 // Adds up the slices and stores the block's 16 columns of the product.
-DEVICE void finish(const MatvecParams& p, const Place& place, u32 rows) {
+template <class P>
+DEVICE void finish(const P& p, const Place& place, u32 rows) {
     const Segment& segment = p.segments[p.activation ? 0 : place.segment];
     const u32 first_row = group(p) * p.group_rows;
+    // Rows of the first tile that are another expert's.
+    const u32 others = expert_row(p, segment) % 16;
     sync_block();
     for (u32 i = thread_index(); i < 16 * rows; i += thread_count()) {
-        const u32 row = i / 16, weight_row = i % 16, n = 16 * place.tile + weight_row;
+        const u32 row = i / 16, weight_row = i % 16, n = 16 * place.tile + weight_row - others;
+        // Below 0 it is a large number.
         if (n >= segment.n) continue;
         float value = add_slices(p, segment, 0, row, weight_row);
         if (segment.bias) value += segment.bias[n];
@@ -210,11 +244,12 @@ DEVICE void finish(const MatvecParams& p, const Place& place, u32 rows) {
 // A block's work. Run, made of the parameters, has a Ring `ring` and the functions set_rows(rows),
 // begin(stage), copy_activations(slot), asynchronously, of the stage and then of the ones after it,
 // add_stage(slot, tiles), and put_partial(to), which writes a slice's sums and begins anew.
-template <class Run>
-DEVICE void matvec(const MatvecParams& p) {
+template <class Run, class P>
+DEVICE void matvec(const P& p) {
+    constexpr bool CHOSEN = sizeof(P) > sizeof(MatvecParams);
     const u32 rows = rows_of_group(p);
     // Blocks after the last row; those before it do not wait for the number.
-    if (group(p) > 0 && rows == 0) return wait_for_predecessor();
+    if ((CHOSEN || group(p) > 0) && rows == 0) return wait_for_predecessor();
     const Place place(p);
     const Segment& segment = p.segments[place.segment];
     Run run(p);
@@ -224,13 +259,14 @@ DEVICE void matvec(const MatvecParams& p) {
     u32 stage = first_stage(segment, slice);
     const u32 last_stage = first_stage(segment, first_slice(segment, place.member + 1));
     const u32 early = min(p.ring_stages, last_stage - stage);
-    // Weights do not wait for the kernel before.
+    // Weights do not wait for the kernel before, but for the one that chose them.
+    if constexpr (CHOSEN) wait_for_predecessor();
     ring.begin(segment, place.tile, stage);
     u8* slot = ring.start;
     for (u32 i = 0; i < early; i++, slot = ring.after(slot)) ring.copy_planes(slot);
     // The next kernel waits for all of this one, thus for all that this one waits for.
     let_successor_start();
-    wait_for_predecessor();
+    if constexpr (!CHOSEN) wait_for_predecessor();
     if (rows == 0) return ring.drain(early);
     run.set_rows(rows);
     run.begin(stage);

@@ -8,7 +8,7 @@
 #pragma once
 #include "matvec_tensor.cuh"
 
-template <class F, class In, bool INT8>
+template <class F, class In, bool INT8, class P = MatvecParams>
 struct OneRowRun {
     static constexpr u32 K = Ring<F>::STAGE_K;
     static_assert(K == 256 && F::GROUP <= 32, "groups fill the columns");
@@ -19,7 +19,7 @@ struct OneRowRun {
     // Before the ring: zeros, then what Steps keeps.
     static constexpr u32 ZEROS = 16;
 
-    Ring<F> ring;
+    Ring<F, P> ring;
     Steps<F, In> steps;
     // The lane's part of the next stage's activations, and of their scales.
     const u16* input;
@@ -30,7 +30,7 @@ struct OneRowRun {
     // The lane's share of the products of weight rows g and g + 8.
     float acc[2];
 
-    DEVICE explicit OneRowRun(const MatvecParams& p)
+    DEVICE explicit OneRowRun(const P& p)
         : ring(p, ZEROS + Steps<F, In>::BYTES),
           steps(ring.start - Steps<F, In>::BYTES),
           input(nullptr),
@@ -53,7 +53,7 @@ struct OneRowRun {
 
     DEVICE void begin(u32 first) {
         const Columns& from = ring.p.input;
-        const u32 row = group(ring.p) * ring.p.group_rows;
+        const u32 row = first_input_row(ring.p);
         input =
             static_cast<const u16*>(from.data) + size_t(row) * from.stride + first * K + 8 * lane();
         if constexpr (INT8) {

@@ -3,13 +3,13 @@
 #pragma once
 #include "matvec.cuh"
 
-template <class F>
+template <class F, class P = MatvecParams>
 struct PlainRun {
     // Rows of a group.
     static constexpr u32 ROWS = 8;
     static constexpr u32 K = F::TILE_K;
 
-    Ring<F> ring;
+    Ring<F, P> ring;
     // The next stage's activations, and how many a row has from there on.
     const float* input;
     i32 left;
@@ -17,15 +17,15 @@ struct PlainRun {
     // The lane's share of the products of weight rows g and g + 8 with each row.
     float acc[ROWS][2];
 
-    DEVICE explicit PlainRun(const MatvecParams& p)
+    DEVICE explicit PlainRun(const P& p)
         : ring(p, 0), input(nullptr), left(0), rows(0), acc{} {}
 
     DEVICE void set_rows(u32 count) { rows = count; }
 
     DEVICE void begin(u32 first) {
-        const MatvecParams& p = ring.p;
+        const P& p = ring.p;
         input = static_cast<const float*>(p.input.data) +
-                size_t(group(p) * p.group_rows) * p.input.stride + first * K;
+                size_t(first_input_row(p)) * p.input.stride + first * K;
         left = i32(p.k - first * K);
     }
 

@@ -10,87 +10,10 @@
 // so on; at the slice's end the four are added in pairs. That is the order in which OneRowRun adds.
 #pragma once
 #include "matvec.cuh"
+#include "scales.cuh"
 
 // Activations of FORM_INT8 that share a scale.
 constexpr u32 INT8_GROUP = 32;
-
-// COUNT floats, aligned to so many, or to four.
-template <u32 COUNT>
-DEVICE void load_floats(const float* from, float (&to)[COUNT]) {
-    if constexpr (COUNT % 4 == 0) {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i += 4) {
-            const f32x4 v = *reinterpret_cast<const f32x4*>(from + i);
-            to[i] = v.x, to[i + 1] = v.y, to[i + 2] = v.z, to[i + 3] = v.w;
-        }
-    } else if constexpr (COUNT == 2) {
-        const f32x2 v = *reinterpret_cast<const f32x2*>(from);
-        to[0] = v.x, to[1] = v.y;
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i++) to[i] = from[i];
-    }
-}
-template <u32 COUNT>
-DEVICE void store_floats(float* to, const float (&from)[COUNT]) {
-    if constexpr (COUNT % 4 == 0) {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i += 4) {
-            *reinterpret_cast<f32x4*>(to + i) =
-                f32x4{from[i], from[i + 1], from[i + 2], from[i + 3]};
-        }
-    } else if constexpr (COUNT == 2) {
-        *reinterpret_cast<f32x2*>(to) = f32x2{from[0], from[1]};
-    } else {
-#pragma unroll
-        for (u32 i = 0; i < COUNT; i++) to[i] = from[i];
-    }
-}
-
-// What the tensor cores leave to be added for each unit of the activations' sum, times −1.
-template <class F, class In>
-DEVICE float sum_factor(float scale, float min) {
-    return fmaf(-float(In::template BIAS<F::BITS>), scale, -min);
-}
-
-// A stage's scales, and sum_factors, as f32 in the warp's shared memory: [16 rows][groups][1 or 2].
-// Its lanes decode them once instead of four times.
-template <class F, class In, bool FLOAT = F::FLOAT>
-struct Scales {
-    static constexpr u32 BYTES = 0;
-};
-template <class F, class In>
-struct Scales<F, In, false> {
-    static constexpr u32 WIDTH = F::HAS_MIN ? 2 : 1;
-    // Floats of a row and chunk; from row to row, which then lie in different banks.
-    static constexpr u32 CHUNK = 64 / F::GROUP * WIDTH;
-    static constexpr u32 ROW = 4 * CHUNK + 4;
-    static constexpr u32 BYTES = 16 * ROW * 4;
-    // Pairs of groups of a row that a lane decodes: those of half a stage.
-    static constexpr u32 PAIRS = 256 / F::GROUP / 4;
-
-    // A stage of `tiles` tiles at `planes`; zeros stand for the rest, whose integers, being finite,
-    // then add nothing. Lane 2 r + i does half i of row r.
-    static DEVICE void decode(float* table, const u8* planes, u32 tiles) {
-        const u32 row = lane() / 2, half = lane() % 2;
-        float values[PAIRS * 2 * WIDTH];
-#pragma unroll
-        for (u32 i = 0; i < PAIRS; i++) {
-            const u32 pair = half * PAIRS + i, tile = pair / F::PAIRS;
-            float scale[2], min[2];
-            F::pair(planes + tile * F::TILE_BYTES, row, pair % F::PAIRS, scale, min);
-            const bool there = F::STAGE_TILES == 1 || tile < tiles;
-#pragma unroll
-            for (u32 j = 0; j < 2; j++) {
-                float* to = values + (2 * i + j) * WIDTH;
-                to[0] = there ? scale[j] : 0.0f;
-                if constexpr (F::HAS_MIN)
-                    to[1] = there ? sum_factor<F, In>(scale[j], min[j]) : 0.0f;
-            }
-        }
-        store_floats(table + ROW * row + half * (PAIRS * 2 * WIDTH), values);
-    }
-};
 
 // What is too much in a product with a format's fields, for each unit of the activations' sum.
 template <class F, class In>
@@ -166,8 +89,8 @@ constexpr u32 sums_of_groups() {
 }
 
 // In: what the product is computed in; N: tiles of 8 columns; INT8: whether the activations have
-// scales.
-template <class F, class In, u32 N, bool INT8>
+// scales; P: the kernel's parameters.
+template <class F, class In, u32 N, bool INT8, class P = MatvecParams>
 struct TensorRun {
     using Table = Scales<F, In>;
     static constexpr u32 K = Ring<F>::STAGE_K;
@@ -177,7 +100,7 @@ struct TensorRun {
     static constexpr u32 COLUMN_BYTES = ((SCALES + (INT8 ? K / INT8_GROUP * 4 : 0)) / 16 | 1) * 16;
 
     // Before the ring: the table of scales, then what Steps keeps.
-    Ring<F> ring;
+    Ring<F, P> ring;
     Steps<F, In> steps;
     float* table;
     // The lane's part of the next stage's first column.
@@ -189,7 +112,7 @@ struct TensorRun {
     static constexpr u32 SUMS = sums_of_groups<F>();
     float acc[N][SUMS][4];
 
-    DEVICE explicit TensorRun(const MatvecParams& p)
+    DEVICE explicit TensorRun(const P& p)
         : ring(p, Table::BYTES + Steps<F, In>::BYTES),
           steps(ring.start - Steps<F, In>::BYTES),
           input(nullptr),
@@ -200,10 +123,10 @@ struct TensorRun {
         table = reinterpret_cast<float*>(ring.start - Steps<F, In>::BYTES - Table::BYTES);
     }
 
-    DEVICE u32 first_column() const { return group(ring.p) * ring.p.group_rows * ring.p.row_columns; }
+    DEVICE u32 first_column() const { return first_input_row(ring.p) * ring.p.row_columns; }
 
     DEVICE void set_rows(u32 rows) {
-        const MatvecParams& p = ring.p;
+        const P& p = ring.p;
         columns = rows * p.row_columns;
 #pragma unroll
         for (u32 n = 0; n < N; n++) {
@@ -220,7 +143,7 @@ struct TensorRun {
     static constexpr u32 COLUMNS = 32 / LANES;
 
     DEVICE void begin(u32 first) {
-        const MatvecParams& p = ring.p;
+        const P& p = ring.p;
         const u32 column = first_column() + lane() / LANES;
         input = static_cast<const u16*>(p.input.data) + size_t(column) * p.input.stride +
                 first * K + 8 * (lane() % LANES);

@@ -12,6 +12,8 @@ struct SampleParams {
 };
 
 constexpr u32 NO_TOKEN = 0xffffffff;
+// key_of(infinity).
+constexpr u32 INFINITE_KEY = 0xff800000;
 // A share of the threads' own best candidates that is likely to hold all that top-p keeps.
 constexpr u32 LIKELY = 768;
 
@@ -86,7 +88,6 @@ DEVICE u32 choose(const float* row, u32 vocabulary, const Sampling& how, float b
     while (vocabulary > 1ull << (63 - bits)) bits--;
     Weight weight = {best, 1.0, double(1ull << bits)};
 
-    const bool finite = best <= 3.402823466e38f;
     const u32 top_k = how.top_k < vocabulary ? how.top_k : 0;
     const bool top_p = how.top_p < 1.0f;
     const u32 floor = how.min_p > 0.0f ? least_key(best, how.min_p) : LOWEST_KEY;
@@ -119,7 +120,6 @@ DEVICE u32 choose(const float* row, u32 vocabulary, const Sampling& how, float b
             if (filter.keeps(key_of(logit), at)) total += weight(logit);
         }
         total = block_sum(total, s);
-        // Beside an infinite best all weights are 0: they reach nothing, and all stay, as on the host.
         const double share = ceil(double(how.top_p) * double(total));
         const u64 wanted = share > 1.0 ? u64(share) : 1;
         // A list of all that top-k or min-p keeps may be too little for top-p to take anything from it.
@@ -134,12 +134,10 @@ DEVICE u32 choose(const float* row, u32 vocabulary, const Sampling& how, float b
     const auto share = [&](u32 at) -> u64 {
         const float logit = from.logit(at);
         if (!filter.keeps(key_of(logit), at)) return 0;
-        return finite ? weight(logit) : 1;
+        return weight(logit);
     };
     const auto goal = [&](u64 total) -> u64 {
-        // total * random / 2^24, rounded down. With an infinite logit the host's sums are NaN, which no
-        // candidate crosses: it takes the last one.
-        if (!finite) return total - 1;
+        // total * random / 2^24, rounded down.
         return (total >> 24) * random + ((total & 0xffffff) * random >> 24);
     };
     return from.id(first_beyond(from.count, share, goal, s));
@@ -161,9 +159,11 @@ KERNEL(sample, SampleParams, THREADS) {
     // The lowest id of equals wins, so that ids count down; adding 0 makes one zero of the two.
     const u64 rank = u64(key_of(mine.logit + 0.0f)) << 32 | (NO_TOKEN - mine.id);
     const u64 best = block_max(rank, s);
-    u32 token = NO_TOKEN - u32(best);
+    // An infinite logit is no choice: the model or its arithmetic broke down.
+    const bool any = best != 0 && u32(best >> 32) < INFINITE_KEY;
+    u32 token = any ? NO_TOKEN - u32(best) : NO_TOKEN;
     const bool greedy = !(how.temperature > 0.0f) || how.top_k == 1;
-    if (!greedy && best != 0) {
+    if (!greedy && any) {
         token = choose(row, p.vocabulary, how, logit_of(u32(best >> 32)), mine.logit, s);
     }
     if (thread_index() == 0) p.sampled[output] = token;

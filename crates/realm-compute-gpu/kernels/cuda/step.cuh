@@ -3,13 +3,13 @@
 #pragma once
 #include "intrinsics.cuh"
 
-// How many rows of each kind a step has. Grids are sized for a bucket: blocks of rows beyond these end
-// at once.
+// How many rows of each kind a step has; those of prompts come after the `decode_rows`. Grids are sized
+// for a bucket: blocks of rows beyond these end at once.
 struct Counts {
     u32 rows;
     u32 outputs;
     u32 sequences;
-    u32 unused;
+    u32 decode_rows;
 };
 
 // A token of the batch. `token` is an id, or PREVIOUS | i for what the step before sampled at output i.
@@ -22,10 +22,12 @@ struct Row {
 constexpr u32 PREVIOUS = 0x80000000u;
 
 // A sequence's cache: its length with this step's tokens written, and where its blocks' ids start in
-// `tables`.
+// `tables`. Its rows of the step: the first, and their number where they are a prompt's, else 0.
 struct Sequence {
     u32 length;
     u32 table;
+    u32 first;
+    u32 prefill;
 };
 
 // How an output row's token is sampled: realm_core::sampling::Sampling.

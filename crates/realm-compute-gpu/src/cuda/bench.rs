@@ -12,10 +12,12 @@ use realm_core::{
     backend::{BackendError, KvType},
 };
 
-use self::lab::Lab;
+pub(crate) use self::lab::Lab;
+use super::step::Form;
 use crate::Reason;
 
 mod caches;
+mod claims;
 mod lab;
 mod products;
 mod small;
@@ -50,7 +52,8 @@ pub struct Row {
     pub bench: String,
     /// The median of the replays.
     pub median: f64,
-    /// `GB/s` (10⁹ bytes of weights or cache), or `µs` a launch.
+    /// `GB/s` (10⁹ bytes of weights or cache), `TFLOP/s` (10¹² operations, an addition and a product
+    /// counted as two), or `µs` a launch.
     pub unit: &'static str,
     /// A part of another row's median, and that row's name.
     pub ratio: Option<(f64, &'static str)>,
@@ -99,6 +102,15 @@ pub fn bench_names(options: &Options) -> Vec<String> {
     chosen(options).map(|(name, _)| name).collect()
 }
 
+/// From so many rows on products are measured by their operations, below by their weights' bytes.
+const MANY_ROWS: usize = 256;
+
+/// A row that is measured by its operations.
+fn operations(name: &str, count: usize, seconds: f64) -> Row {
+    let median = count as f64 / seconds / 1e12;
+    Row { bench: name.into(), median, unit: "TFLOP/s", ratio: None }
+}
+
 /// What a row measures.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Bench {
@@ -108,6 +120,10 @@ enum Bench {
     Launch { recorded: bool },
     /// A weight of `[rows, cols]` times so many columns; with `gated`, two of them and an activation.
     Product { dtype: DType, shape: [usize; 2], columns: usize, gated: bool },
+    /// The same of many rows, in that form.
+    Gemm { dtype: DType, form: Form, shape: [usize; 2], rows: usize },
+    /// A prompt, causal.
+    Prefill { context: usize, head_dim: usize },
     /// One token a sequence.
     Attention { kv: KvType, context: usize, sequences: usize },
     /// The norm of a row after a residual addition.
@@ -130,6 +146,9 @@ struct Scale {
     heads: [usize; 3],
     vocabulary: usize,
     contexts: [usize; 2],
+    /// Rows of products of many, and tokens of a prompt whose attention is measured.
+    many: [usize; 4],
+    prompt: usize,
     /// Bytes of the copy.
     copied: usize,
     /// Bytes that weights or caches take at least until the first is read again.
@@ -150,6 +169,8 @@ impl Scale {
             heads: [32, 8, 128],
             vocabulary: 128_256,
             contexts: [4096, 32768],
+            many: [16, 64, 512, 4096],
+            prompt: 16384,
             copied: 2 << 30,
             // The largest L2 caches of today have 126 MB.
             rotated: 768 << 20,
@@ -166,6 +187,8 @@ impl Scale {
                 heads: [4, 2, 64],
                 vocabulary: 1024,
                 contexts: [64, 1024],
+                many: [16, 64, 80, 200],
+                prompt: 128,
                 copied: 1 << 16,
                 rotated: 1 << 18,
                 launches: 2,
@@ -188,6 +211,25 @@ pub(super) const FORMATS: [DType; 9] = [
     DType::BF16,
     DType::F32,
 ];
+
+/// Formats and inputs of products of many rows.
+const GEMMS: [(DType, Form); 7] = [
+    (DType::Q4_K, Form::BF16),
+    (DType::Q4_K, Form::F16),
+    (DType::Q5_K, Form::BF16),
+    (DType::Q6_K, Form::BF16),
+    (DType::Q8_0, Form::BF16),
+    (DType::Q4_0, Form::BF16),
+    (DType::BF16, Form::BF16),
+];
+
+/// A number of tokens.
+fn thousands(tokens: usize) -> String {
+    match tokens {
+        1024.. => format!("{}k", tokens / 1024),
+        _ => tokens.to_string(),
+    }
+}
 
 /// Every row, the copy first.
 fn benches(scale: &Scale) -> Vec<(String, Bench)> {
@@ -218,13 +260,22 @@ fn benches(scale: &Scale) -> Vec<(String, Bench)> {
     product(DType::Q4_K, [hidden, hidden], 1, false);
     product(DType::Q6_K, [vocabulary, hidden], 1, false);
     product(DType::Q4_K, [feed_forward, hidden], 1, true);
+    for (dtype, form) in GEMMS {
+        for rows in scale.many {
+            let shape = [feed_forward, hidden];
+            let kind = if form == Form::F16 { "f16" } else { "bf16" };
+            let name = format!("gemm/{dtype}/{kind}/{feed_forward}x{hidden}/m{rows}");
+            list.push((name, Bench::Gemm { dtype, form, shape, rows }));
+        }
+    }
+    for head_dim in [64, 128, 256] {
+        let name = format!("attention/prefill/causal/{}/d{head_dim}", thousands(scale.prompt));
+        list.push((name, Bench::Prefill { context: scale.prompt, head_dim }));
+    }
     for (kv, suffix) in [(KvType::F16, ""), (KvType::Q8_0, "/q8_0")] {
         for context in scale.contexts {
             for sequences in [1, 8] {
-                let length = match context {
-                    1024.. => format!("{}k", context / 1024),
-                    _ => context.to_string(),
-                };
+                let length = thousands(context);
                 let name = format!("attention/decode/d{head}/{length}/b{sequences}{suffix}");
                 list.push((name, Bench::Attention { kv, context, sequences }));
             }
@@ -262,6 +313,19 @@ impl Lab {
             Bench::Product { dtype, shape, columns, gated } => {
                 let (seconds, bytes) = self.product(dtype, shape, columns, gated)?;
                 (seconds, Some(bytes))
+            }
+            Bench::Gemm { dtype, form, shape: [n, k], rows } => {
+                let seconds = self.gemm(dtype, form, [n, k], rows)?;
+                if rows >= MANY_ROWS {
+                    return Ok(operations(name, 2 * n * k * rows, seconds));
+                }
+                (seconds, dtype.row_bytes(k).map(|bytes| bytes * n))
+            }
+            Bench::Prefill { context, head_dim } => {
+                let seconds = self.prefill(context, head_dim)?;
+                let [heads, ..] = self.scale.heads;
+                // Half of the products are masked.
+                return Ok(operations(name, 2 * heads * context * context * head_dim, seconds));
             }
             Bench::Attention { kv, context, sequences } => {
                 let (seconds, bytes) = self.attention(kv, context, sequences)?;

@@ -18,8 +18,8 @@ use realm_core::backend::BackendError;
 
 use self::simt::{Memory, Range};
 use crate::{
-    Reason,
-    cuda::gpu::{Facts, Gpu, Launch},
+    EmulatedKernel, Reason,
+    cuda::gpu::{Facts, Gpu, Launch, TensorMapSpec},
 };
 
 mod simt;
@@ -27,6 +27,7 @@ mod simt;
 mod tests;
 
 const NAME: &str = "cuda-emulated";
+const SM80: &str = "cuda-emulated-sm80";
 
 /// Device memory's contents at first: no number in any float type.
 const POISON: u8 = 0xff;
@@ -34,6 +35,19 @@ const POISON: u8 = 0xff;
 /// The device of a seed. It is always there.
 pub(crate) fn open(seed: u64) -> Result<Arc<dyn Gpu>, Reason> {
     Ok(Emulated::new(seed))
+}
+
+/// The same, as a device that lacks what Hopper brought: it runs the kernels for Ampere.
+pub(crate) fn open_sm80(seed: u64) -> Result<Arc<dyn Gpu>, Reason> {
+    Ok(Emulated::named(SM80, false, seed))
+}
+
+/// Every kernel but those that test the emulation, and whether it has run in this process.
+pub(crate) fn kernels() -> Result<Vec<EmulatedKernel>, Reason> {
+    let mut kernels = simt::kernels();
+    kernels.retain(|kernel| !kernel.unit.starts_with("selftest"));
+    kernels.sort();
+    Ok(kernels)
 }
 
 /// The emulated device.
@@ -46,22 +60,41 @@ impl Emulated {
     /// A device; `seed` varies the order of its threads and when its queue runs.
     #[expect(clippy::new_ret_no_self, reason = "used through the trait alone")]
     pub(crate) fn new(seed: u64) -> Arc<dyn Gpu> {
+        Self::named(NAME, true, seed)
+    }
+
+    fn named(name: &'static str, wgmma: bool, seed: u64) -> Arc<dyn Gpu> {
+        let kernels = if wgmma { "the CUDA kernels" } else { "the CUDA kernels for sm_80" };
         let facts = Facts {
-            name: NAME.into(),
+            name: name.into(),
             description: format!(
-                "a test device: the CUDA kernels on the CPU, warps emulated, seed {seed}"
+                "a test device: {kernels} on the CPU, warps emulated, seed {seed}"
             ),
             memory: None,
             shared_memory: 227 * 1024,
             multiprocessors: 132,
             multiprocessor_shared_memory: 228 * 1024,
+            wgmma,
         };
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x5851_f42d_4c95_7f2d;
-        Arc::new(Self { facts, state: Mutex::new(State { random, ..State::default() }) })
+        Arc::new(Self { facts, state: Mutex::new(State { name, random, ..State::default() }) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, call: &str, cause: String) -> BackendError {
+        BackendError::Failed { device: self.facts.name.clone(), call: call.into(), cause }
+    }
+
+    fn out_of_memory(&self, what: &str, bytes: usize) -> BackendError {
+        BackendError::OutOfMemory {
+            device: self.facts.name.clone(),
+            what: what.into(),
+            needed: bytes as u64,
+            available: None,
+        }
     }
 
     fn push(&self, op: Op) -> Result<(), BackendError> {
@@ -98,6 +131,8 @@ struct Passed {
 
 #[derive(Default)]
 struct State {
+    /// The device's.
+    name: &'static str,
     device: BTreeMap<u64, Allocation>,
     host: BTreeMap<u64, Allocation>,
     queue: VecDeque<Op>,
@@ -131,7 +166,7 @@ impl State {
             && let Some(op) = self.queue.pop_front()
         {
             if let Err((call, cause)) = self.step(op) {
-                let device = NAME.to_owned();
+                let device = self.name.to_owned();
                 self.failure = Some(BackendError::Failed { device, call, cause });
             }
         }
@@ -231,7 +266,7 @@ impl Gpu for Emulated {
     }
 
     fn allocate(&self, bytes: usize, what: &str) -> Result<u64, BackendError> {
-        let memory = Memory::new(bytes, POISON).ok_or_else(|| out_of_memory(what, bytes))?;
+        let memory = Memory::new(bytes, POISON).ok_or_else(|| self.out_of_memory(what, bytes))?;
         let address = memory.address();
         self.state().device.insert(address, Allocation { memory, what: what.into(), written: 0 });
         Ok(address)
@@ -248,7 +283,7 @@ impl Gpu for Emulated {
 
     fn allocate_host(&self, bytes: usize) -> Result<u64, BackendError> {
         let what = "page-locked host memory";
-        let memory = Memory::new(bytes, 0).ok_or_else(|| out_of_memory(what, bytes))?;
+        let memory = Memory::new(bytes, 0).ok_or_else(|| self.out_of_memory(what, bytes))?;
         let address = memory.address();
         self.state().host.insert(address, Allocation { memory, what: what.into(), written: 0 });
         Ok(address)
@@ -274,6 +309,12 @@ impl Gpu for Emulated {
         self.push(Op::Copy { call: "download", to, from, bytes })
     }
 
+    fn tensor_map(&self, map: &TensorMapSpec) -> Result<[u8; 128], BackendError> {
+        let there = map.bytes().and_then(|bytes| find(&self.state().device, map.address, bytes));
+        there.map_err(|cause| self.failed("tensor_map", cause))?;
+        Ok(simt::tensor_map(map))
+    }
+
     fn launch(&self, launch: &Launch) -> Result<(), BackendError> {
         self.push(Op::Launch([launch.clone()].into()))
     }
@@ -288,11 +329,7 @@ impl Gpu for Emulated {
     fn replay(&self, recording: u64) -> Result<(), BackendError> {
         let launches = self.state().recordings.get(&recording).cloned();
         let Some(launches) = launches else {
-            return Err(BackendError::Failed {
-                device: NAME.into(),
-                call: "replay".into(),
-                cause: format!("there is no recording {recording}"),
-            });
+            return Err(self.failed("replay", format!("there is no recording {recording}")));
         };
         self.push(Op::Launch(launches))
     }
@@ -318,24 +355,14 @@ impl Gpu for Emulated {
         let passed = |mark| state.marks.get(&mark).filter(|mark| mark.timed)?.at;
         match (passed(from), passed(to)) {
             (Some(from), Some(to)) => Ok(to.saturating_duration_since(from).as_secs_f64()),
-            _ => Err(BackendError::Failed {
-                device: NAME.into(),
-                call: "seconds".into(),
-                cause: "a mark is not timed, or the stream has not passed it".into(),
-            }),
+            _ => {
+                let cause = "a mark is not timed, or the stream has not passed it";
+                Err(self.failed("seconds", cause.into()))
+            }
         }
     }
 
     fn release_mark(&self, mark: u64) {
         self.state().marks.remove(&mark);
-    }
-}
-
-fn out_of_memory(what: &str, bytes: usize) -> BackendError {
-    BackendError::OutOfMemory {
-        device: NAME.into(),
-        what: what.into(),
-        needed: bytes as u64,
-        available: None,
     }
 }

@@ -24,6 +24,9 @@ pub(crate) struct Facts {
     pub(crate) multiprocessors: u32,
     /// Bytes of shared memory of a multiprocessor, for all its blocks.
     pub(crate) multiprocessor_shared_memory: u32,
+    /// Whether it runs the kernels for Hopper: wgmma and tensor copies. Of real devices, those of
+    /// compute capability 9.0 do.
+    pub(crate) wgmma: bool,
 }
 
 /// One kernel's launch. The kernel takes one parameter: the struct whose bytes `parameters` holds.
@@ -41,6 +44,53 @@ pub(crate) struct Launch {
     pub(crate) shared: u32,
     /// The parameter struct.
     pub(crate) parameters: Vec<u8>,
+}
+
+/// A matrix of 16-bit elements in device memory, of which kernels copy boxes into shared memory, their
+/// rows of 128 bytes swizzled (`copy_tensor` in `kernels/cuda/hopper.cuh`).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TensorMapSpec {
+    /// Where it starts: a multiple of 16.
+    pub(crate) address: u64,
+    /// Elements of a row; copies take what is beyond as zeros.
+    pub(crate) cols: u64,
+    /// Rows; copies take what is beyond as zeros.
+    pub(crate) rows: u64,
+    /// Bytes from a row to the next: a multiple of 16.
+    pub(crate) row_bytes: u64,
+    /// Elements of a box's row: 8, 16, 32 or 64.
+    pub(crate) box_cols: u32,
+    /// Rows of a box, at most 256.
+    pub(crate) box_rows: u32,
+}
+
+impl TensorMapSpec {
+    /// Bytes from the first element to the end of the last, or what the hardware refuses in it.
+    pub(crate) fn bytes(&self) -> Result<usize, String> {
+        let Self { address, cols, rows, row_bytes, box_cols, box_rows } = *self;
+        let ends = cols.checked_mul(2).filter(|&bytes| bytes <= row_bytes);
+        let last = rows.checked_sub(1).and_then(|last| last.checked_mul(row_bytes));
+        let problem = if !address.is_multiple_of(16) {
+            "its address is no multiple of 16"
+        } else if !row_bytes.is_multiple_of(16) || row_bytes >= 1 << 40 {
+            "its rows are no multiple of 16 bytes apart, below 2^40"
+        } else if ends.is_none_or(|bytes| bytes == 0) || rows == 0 || rows.max(cols) > 1 << 32 {
+            "it has no rows or columns, too many, or rows that overlap"
+        } else if ![8, 16, 32, 64].contains(&box_cols) || box_rows == 0 || box_rows > 256 {
+            "its boxes are not 8, 16, 32 or 64 columns of 1 to 256 rows"
+        } else if let (Some(ends), Some(last)) = (ends, last)
+            && let Some(bytes) = last.checked_add(ends)
+            && let Ok(bytes) = bytes.try_into()
+        {
+            return Ok(bytes);
+        } else {
+            "it is too large"
+        };
+        Err(format!(
+            "a matrix of {rows} rows of {cols} elements, {row_bytes} bytes apart, at {address:#x}, in \
+             boxes of {box_rows} × {box_cols}: {problem}"
+        ))
+    }
 }
 
 /// A device. Implemented by the driver and by the emulation; used through [`Buffer`], [`HostBuffer`],
@@ -66,6 +116,10 @@ pub(crate) trait Gpu: Send + Sync {
     fn upload(&self, to: u64, from: u64, bytes: usize) -> Result<(), BackendError>;
     /// Copies device memory to page-locked host memory, on the stream.
     fn download(&self, to: u64, from: u64, bytes: usize) -> Result<(), BackendError>;
+
+    /// The `TensorMap` of `kernels/cuda/intrinsics.cuh` for a matrix in device memory that stays
+    /// where it is: a part of a kernel's parameters, at a multiple of 64 bytes.
+    fn tensor_map(&self, map: &TensorMapSpec) -> Result<[u8; 128], BackendError>;
 
     /// Starts a kernel, on the stream.
     fn launch(&self, launch: &Launch) -> Result<(), BackendError>;
@@ -113,6 +167,11 @@ impl Buffer {
     /// The device that it is on.
     pub(crate) fn facts(&self) -> &Facts {
         self.gpu.facts()
+    }
+
+    /// The same, for calls.
+    pub(crate) fn gpu(&self) -> &Arc<dyn Gpu> {
+        &self.gpu
     }
 
     /// Fills it with a byte, on the stream.

@@ -17,7 +17,7 @@ use realm_core::{
 };
 use zerocopy::{Immutable, IntoBytes};
 
-use super::gpu::{Buffer, Gpu, HostBuffer, Mark};
+use super::gpu::{Buffer, Gpu, HostBuffer, Mark, TensorMapSpec};
 
 /// Tokens a block of the cache.
 pub(crate) const KV_BLOCK_TOKENS: usize = 64;
@@ -115,6 +115,31 @@ impl CudaKvPool {
             tile_bytes: place.tile_bytes as u32,
             kind: kind(self.spec.kv_type),
         }
+    }
+
+    /// Tensor maps of a layer's keys and values, of types of 16 bits: matrices of a row a token of a tile,
+    /// whose boxes are 64 elements of a tile's tokens.
+    ///
+    /// # Errors
+    /// The device makes no such map.
+    pub(crate) fn tensor_maps(&self, layer: usize) -> Result<[[u8; 128]; 2], BackendError> {
+        let Place { layer, keys, values, .. } = self.places[layer];
+        let map = |offset: usize| {
+            self.gpu.tensor_map(&TensorMapSpec {
+                address: self.buffer.address() + offset as u64,
+                cols: layer.head_dim as u64,
+                rows: (self.spec.blocks * layer.heads * KV_BLOCK_TOKENS) as u64,
+                row_bytes: 2 * layer.head_dim as u64,
+                box_cols: 64,
+                box_rows: KV_BLOCK_TOKENS as u32,
+            })
+        };
+        Ok([map(keys)?, map(values)?])
+    }
+
+    /// The device.
+    pub(crate) fn gpu(&self) -> &Arc<dyn Gpu> {
+        &self.gpu
     }
 
     /// Heads of a layer and their size.

@@ -2,14 +2,14 @@
 
 use zerocopy::{Immutable, IntoBytes};
 
-/// How many rows of each kind a step has.
+/// How many rows of each kind a step has. Rows of prompts come last.
 #[derive(Debug, Clone, Copy, Default, IntoBytes, Immutable)]
 #[repr(C)]
 pub(crate) struct Counts {
     pub(crate) rows: u32,
     pub(crate) outputs: u32,
     pub(crate) sequences: u32,
-    pub(crate) unused: u32,
+    pub(crate) decode_rows: u32,
 }
 
 /// A token of the batch.
@@ -35,6 +35,10 @@ pub(crate) struct Sequence {
     pub(crate) length: u32,
     /// Where its blocks' ids start in the tables.
     pub(crate) table: u32,
+    /// Its first row of the step.
+    pub(crate) first: u32,
+    /// Its rows, where they are a prompt's; else 0.
+    pub(crate) prefill: u32,
 }
 
 /// How an output row's token is sampled.
@@ -87,6 +91,11 @@ pub(crate) struct StepView {
 }
 
 impl StepView {
+    /// Address of the number of decode rows: where the rows of prompts begin.
+    pub(crate) fn decode_rows(&self) -> u64 {
+        self.counts + 12
+    }
+
     /// Address of the number of rows: of tokens, or of outputs.
     pub(crate) fn count(&self, rows: realm_core::graph::Rows) -> u64 {
         match rows {

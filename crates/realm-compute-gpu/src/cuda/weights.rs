@@ -57,6 +57,11 @@ impl CudaWeight {
     pub(crate) fn facts(&self) -> &Facts {
         self.planes.facts()
     }
+
+    /// The same, for calls.
+    pub(crate) fn gpu(&self) -> &Arc<dyn Gpu> {
+        self.planes.gpu()
+    }
 }
 
 impl LoadedWeight for CudaWeight {

@@ -2,7 +2,7 @@
 
 use realm_core::{
     DType,
-    backend::KvType,
+    backend::{KvType, Precision},
     graph::{
         KvLayer,
         ops::{AttentionSpec, Mask},
@@ -27,10 +27,30 @@ pub fn cases(random: &mut Random) -> Vec<Case> {
     let mut cases = Vec::new();
     for head_dim in [16, 40, 64, 80, 96, 128, 256] {
         for mask in MASKS {
-            cases.push(attention(random, head_dim, mask));
+            cases.push(attention(random, head_dim, mask, None));
+        }
+    }
+    for kv_type in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0] {
+        for precision in [Precision::F16, Precision::BF16, Precision::Int8] {
+            for head_dim in [64, 96, 128, 256] {
+                cases.push(narrow(random, head_dim, kv_type, precision));
+            }
         }
     }
     cases
+}
+
+/// Attention where products are not f32's: queries and weights of the softmax may be rounded as the
+/// cache's elements are, or as the precision says.
+fn narrow(random: &mut Random, head_dim: usize, kv_type: KvType, precision: Precision) -> Case {
+    let mask = random.pick(&MASKS);
+    let mut case = attention(random, head_dim, mask, Some(kv_type));
+    let as_bf16 = precision == Precision::BF16 || kv_type == KvType::BF16;
+    let rounds_as = if as_bf16 { Precision::BF16 } else { Precision::F16 };
+    case.name = format!("{}/{precision}", case.name);
+    let mut case = case.precision(rounds_as);
+    case.precision = precision;
+    case
 }
 
 fn schedule(random: &mut Random) -> Vec<Vec<Chunk>> {
@@ -43,14 +63,15 @@ fn schedule(random: &mut Random) -> Vec<Vec<Chunk>> {
     ]
 }
 
-fn attention(random: &mut Random, head_dim: usize, mask: Mask) -> Case {
+fn attention(random: &mut Random, head_dim: usize, mask: Mask, kv_type: Option<KvType>) -> Case {
     let (kv_heads, group) = random.pick(&[(1, 1), (2, 1), (1, 4), (2, 3), (1, 8)]);
     let types: &[KvType] = if head_dim.is_multiple_of(32) {
         &[KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0]
     } else {
         &[KvType::F32, KvType::F16, KvType::BF16]
     };
-    let (kv_type, heads) = (random.pick(types), kv_heads * group);
+    let drawn = random.pick(types);
+    let (kv_type, heads) = (kv_type.unwrap_or(drawn), kv_heads * group);
     let soft_cap = random.pick(&[None, Some(3.0)]);
     let (with_sinks, steps) = (random.below(3) == 0, schedule(random));
     let mut case = CaseBuilder::new(random, 60);

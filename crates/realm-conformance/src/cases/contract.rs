@@ -36,7 +36,8 @@ impl Setup {
         let kv = backend.kv_pool(&KvSpec { layers, kv_type, blocks: 6, block_tokens })?;
         let bindings = Bindings { weights: weights.collect::<Result<_, _>>()?, kv: kv.clone() };
         let limits = Limits { tokens: PROMPT.len(), outputs: 2, sequences: 2 };
-        let options = CompileOptions { limits, precision: Precision::F32, poison: true };
+        let options =
+            CompileOptions { limits, precision: Precision::F32, invariant: true, poison: true };
         let program = backend.compile(&case.graph, &bindings, &options)?;
         Ok(Self { program, kv, block_tokens })
     }
@@ -166,7 +167,8 @@ fn no_token(backend: &dyn Backend) -> Result<(), Failed> {
     let spec = KvSpec { layers, kv_type: KvType::F32, blocks: 1, block_tokens };
     let bindings = Bindings { weights: vec![weight], kv: backend.kv_pool(&spec).map_err(line)? };
     let limits = Limits { tokens: 1, outputs: 1, sequences: 1 };
-    let options = CompileOptions { limits, precision: Precision::F32, poison: true };
+    let options =
+        CompileOptions { limits, precision: Precision::F32, invariant: true, poison: true };
     let mut program = backend.compile(&graph, &bindings, &options).map_err(line)?;
     let mut step = |token: Token, previous: Option<&dyn Step>| {
         let (rows, blocks) = (0..1, [BlockId(0)]);
@@ -241,7 +243,8 @@ fn foreign_weights(backend: &dyn Backend) -> Result<(), Failed> {
     let spec = KvSpec { layers, kv_type: KvType::F32, blocks: 1, block_tokens };
     let kv = backend.kv_pool(&spec).map_err(line)?;
     let limits = Limits { tokens: 1, outputs: 1, sequences: 1 };
-    let options = CompileOptions { limits, precision: Precision::F32, poison: false };
+    let options =
+        CompileOptions { limits, precision: Precision::F32, invariant: true, poison: false };
     let refused = |weights: Vec<_>| {
         let bindings = Bindings { weights, kv: kv.clone() };
         matches!(
@@ -267,7 +270,8 @@ fn foreign_weights(backend: &dyn Backend) -> Result<(), Failed> {
 fn given_rows(backend: &dyn Backend) -> Result<(), Failed> {
     let block_tokens = backend.info().kv_block_tokens;
     let limits = Limits { tokens: 3, outputs: 3, sequences: 1 };
-    let options = CompileOptions { limits, precision: Precision::F32, poison: true };
+    let options =
+        CompileOptions { limits, precision: Precision::F32, invariant: true, poison: true };
     for takes in [false, true] {
         let mut graph = GraphBuilder::new();
         let table = WeightInfo { name: "x".into(), rows: 4, cols: 8, dtype: DType::F32 };

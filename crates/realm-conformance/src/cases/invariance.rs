@@ -50,6 +50,26 @@ fn rows_of_first(case: &Case, backend: &dyn Backend, seed: u64) -> Result<Vec<u3
     Ok(bits)
 }
 
+/// Runs a case's first sequence alone and among others.
+pub(super) fn same_alone_and_batched(
+    case: Case,
+    backend: &dyn Backend,
+    seed: u64,
+) -> Result<(), Failed> {
+    let case = case.steps(alone());
+    let first = rows_of_first(&case, backend, seed)?;
+    let case = case.steps(crowded());
+    let second = rows_of_first(&case, backend, seed)?;
+    let differing = first.iter().zip(&second).filter(|(a, b)| a != b).count();
+    if first.len() == second.len() && differing == 0 {
+        return Ok(());
+    }
+    Err(Failed::from(format!(
+        "{differing} of {} logits differ between alone and batched (REALM_SEED={seed})",
+        first.len()
+    )))
+}
+
 /// The trials for one device.
 pub fn trials(variant: &str, backend: &Arc<dyn Backend>, seed: u64) -> Vec<Trial> {
     let kinds = [
@@ -62,22 +82,12 @@ pub fn trials(variant: &str, backend: &Arc<dyn Backend>, seed: u64) -> Vec<Trial
         .into_iter()
         .map(|(dtype, precision, kv_type)| {
             let backend = backend.clone();
-            let name = format!("{variant}/invariance/{dtype}/{precision}/kv-{kv_type}").to_lowercase();
+            let name =
+                format!("{variant}/invariance/{dtype}/{precision}/kv-{kv_type}").to_lowercase();
             Trial::test(name, move || {
                 let mut random = Random::new(seed).named("invariance");
                 let case = model::llama(&mut random, dtype).precision(precision).kv_type(kv_type);
-                let case = case.steps(alone());
-                let first = rows_of_first(&case, &*backend, seed)?;
-                let case = case.steps(crowded());
-                let second = rows_of_first(&case, &*backend, seed)?;
-                let differing = first.iter().zip(&second).filter(|(a, b)| a != b).count();
-                if first.len() != second.len() || differing > 0 {
-                    return Err(Failed::from(format!(
-                        "{differing} of {} logits differ between alone and batched (REALM_SEED={seed})",
-                        first.len()
-                    )));
-                }
-                Ok(())
+                same_alone_and_batched(case, &*backend, seed)
             })
         })
         .collect()

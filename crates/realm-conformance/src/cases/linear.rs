@@ -20,6 +20,9 @@ pub fn cases(random: &mut Random) -> Vec<Case> {
             cases.push(several(random, dtype, precision));
             cases.push(gated(random, dtype, precision));
         }
+        for precision in [Precision::F16, Precision::BF16] {
+            cases.push(many_rows(random, dtype, precision));
+        }
         cases.push(embed(random, dtype));
     }
     cases
@@ -55,6 +58,26 @@ fn single(random: &mut Random, dtype: DType, precision: Precision) -> Case {
     let output = case.graph.linear(input, weight, None);
     let name = format!("linear/{}", name(dtype, precision, [m, n, k]));
     case.finish(name, output).precision(precision).typical(1.0).steps(steps(m))
+}
+
+/// Prompts of all sizes that kernels for many rows are made for, plain and gated; a batch of many decoded
+/// rows, for backends whose batch chooses the kernel.
+fn many_rows(random: &mut Random, dtype: DType, precision: Precision) -> Case {
+    let (n, k) = (random.pick(&[40, 130]), 256 * random.pick(&[1, 3]));
+    let mut case = CaseBuilder::new(random, 50);
+    let input = case.input("x", k);
+    let [gate, up, other] = ["gate", "up", "other"].map(|name| case.weight(name, n, k, dtype));
+    let [gate, up, other] = [gate, up, other].map(|weight| case.graph.linear(input, weight, None));
+    let gated = case.graph.glu(gate, up, Activation::Silu);
+    let output = case.graph.add(gated, other);
+    let prompt = |rows: usize| vec![Chunk::prefill(0, rows)];
+    let mut steps: Vec<_> = [1, 31, 64, 65, 128, 200].map(prompt).into();
+    steps.push((0..40).map(Chunk::decode).collect());
+    let name = format!("linear-many/{dtype}/{precision}/n{n}/k{k}").to_lowercase();
+    let mut case = case.finish(name, output).precision(precision).typical(1.0).steps(steps);
+    case.tolerance *= std::f64::consts::SQRT_2;
+    realm_core::fuse::fuse(&mut case.graph);
+    if random.below(2) == 0 { case.by_batch() } else { case }
 }
 
 /// Three weights of different formats and sizes on one input, with biases; their results added.

@@ -6,6 +6,7 @@ pub mod elementwise;
 pub mod invariance;
 pub mod linear;
 pub mod model;
+pub mod moe;
 
 use crate::{Case, random::Random};
 
@@ -15,6 +16,7 @@ pub fn all(seed: &Random) -> Vec<Case> {
     cases.extend(elementwise::cases(&mut seed.named("elementwise")));
     cases.extend(linear::cases(&mut seed.named("linear")));
     cases.extend(attention::cases(&mut seed.named("attention")));
+    cases.extend(moe::cases(&mut seed.named("moe")));
     cases.extend(model::cases(&mut seed.named("model")));
     cases
 }

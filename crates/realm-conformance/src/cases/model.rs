@@ -54,15 +54,20 @@ pub fn cases(random: &mut Random) -> Vec<Case> {
 
 /// Two layers with grouped heads, as the Llama architecture has them.
 pub fn llama(random: &mut Random, dtype: DType) -> Case {
-    build(random, dtype, false)
+    build(random, dtype, false, None)
 }
 
 /// The same, ending in a `Sample` op.
 pub fn sampling_llama(random: &mut Random, dtype: DType) -> Case {
-    build(random, dtype, true)
+    build(random, dtype, true, None)
 }
 
-fn build(random: &mut Random, dtype: DType, samples: bool) -> Case {
+/// The same with a mixture of experts in place of each feed-forward network: two of six a token.
+pub fn mixture(random: &mut Random, dtype: DType) -> Case {
+    build(random, dtype, false, Some([6, 2]))
+}
+
+fn build(random: &mut Random, dtype: DType, samples: bool, experts: Option<[usize; 2]>) -> Case {
     let mut case = CaseBuilder::new(random, VOCABULARY);
     let table = case.scaled_weight("token_embd", [VOCABULARY, COLS], dtype, 1.0);
     let rope = case.graph.rope_table(RopeFrequencies::new(10_000.0, HEAD_DIM));
@@ -75,12 +80,11 @@ fn build(random: &mut Random, dtype: DType, samples: bool) -> Case {
         x = case.graph.add(x, attended);
         let norm = case.vector(&format!("blk.{layer}.ffn_norm"), COLS);
         let normed = case.graph.rms_norm(x, norm, 1e-5);
-        let gate =
-            project(&mut case, &format!("blk.{layer}.ffn_gate"), normed, FEED_FORWARD, dtype);
-        let up = project(&mut case, &format!("blk.{layer}.ffn_up"), normed, FEED_FORWARD, dtype);
-        let hidden = case.graph.glu(gate, up, Activation::Silu);
-        let down = project(&mut case, &format!("blk.{layer}.ffn_down"), hidden, COLS, dtype);
-        x = case.graph.add(x, down);
+        let fed = match experts {
+            Some(experts) => expert_feed_forward(&mut case, layer, normed, dtype, experts),
+            None => feed_forward(&mut case, layer, normed, dtype),
+        };
+        x = case.graph.add(x, fed);
     }
     case.graph.layer(None);
     let rows = case.graph.gather_rows(x);
@@ -95,6 +99,33 @@ fn build(random: &mut Random, dtype: DType, samples: bool) -> Case {
         vec![Chunk::decode(0), Chunk::prefill(1, 50), Chunk::prefill(2, 3)],
         vec![Chunk::decode(0), Chunk::decode(2), Chunk::decode(1)],
     ])
+}
+
+fn feed_forward(case: &mut CaseBuilder<'_>, layer: usize, x: Value, dtype: DType) -> Value {
+    let gate = project(case, &format!("blk.{layer}.ffn_gate"), x, FEED_FORWARD, dtype);
+    let up = project(case, &format!("blk.{layer}.ffn_up"), x, FEED_FORWARD, dtype);
+    let hidden = case.graph.glu(gate, up, Activation::Silu);
+    project(case, &format!("blk.{layer}.ffn_down"), hidden, COLS, dtype)
+}
+
+fn expert_feed_forward(
+    case: &mut CaseBuilder<'_>,
+    layer: usize,
+    x: Value,
+    dtype: DType,
+    [count, used]: [usize; 2],
+) -> Value {
+    let logits = project(case, &format!("blk.{layer}.ffn_gate_inp"), x, count, DType::F32);
+    let gate_and_up = ["gate", "up"].map(|part| {
+        case.weight(&format!("blk.{layer}.ffn_{part}_exps"), count * FEED_FORWARD, COLS, dtype)
+    });
+    let name = format!("blk.{layer}.ffn_down_exps");
+    let down = case.weight(&name, count * COLS, FEED_FORWARD, dtype);
+    let [experts, weights] = case.graph.moe_route(logits, used, true);
+    let chosen = (experts, count);
+    let gated = case.graph.moe_gated_linear(x, chosen, gate_and_up, Activation::Silu);
+    let fed = case.graph.moe_linear(gated, chosen, down);
+    case.graph.moe_sum(fed, weights)
 }
 
 fn project(

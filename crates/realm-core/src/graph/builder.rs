@@ -183,6 +183,57 @@ impl GraphBuilder {
         output
     }
 
+    /// Each row's `used` experts, and their weights: `[rows, used]` both.
+    pub fn moe_route(&mut self, logits: Value, used: usize, normalized: bool) -> [Value; 2] {
+        let ValueInfo { name, rows, .. } = self.values[logits.index()].clone();
+        let experts = self.value(format!("{name}.experts"), rows, used, Element::U32);
+        let weights = self.value(format!("{name}.weights"), rows, used, Element::F32);
+        self.push(MoeRoute { logits, normalized, experts, weights });
+        [experts, weights]
+    }
+
+    /// The gated products of `input` with the chosen ones of `count` experts: `[rows, used · n]`.
+    pub fn moe_gated_linear(
+        &mut self,
+        input: Value,
+        (experts, count): (Value, usize),
+        [gate, up]: [Weight; 2],
+        activation: Activation,
+    ) -> Value {
+        let output = self.slots(experts, count, gate);
+        self.push(MoeGatedLinear { input, experts, gate, up, activation, output });
+        output
+    }
+
+    /// The products of each slot with its one of `count` experts: `[rows, used · n]`.
+    pub fn moe_linear(
+        &mut self,
+        input: Value,
+        (experts, count): (Value, usize),
+        weight: Weight,
+    ) -> Value {
+        let output = self.slots(experts, count, weight);
+        self.push(MoeLinear { input, experts, weight, output });
+        output
+    }
+
+    /// A value with a slot for each chosen expert of a row.
+    fn slots(&mut self, experts: Value, count: usize, weight: Weight) -> Value {
+        let ValueInfo { rows, cols: used, .. } = self.values[experts.index()];
+        let n = self.weights[weight.index()].rows.checked_div(count).unwrap_or(0);
+        self.value(self.named(weight), rows, used.saturating_mul(n), Element::F32)
+    }
+
+    /// The weighted sum of a row's slots: `[rows, n]`.
+    pub fn moe_sum(&mut self, input: Value, weights: Value) -> Value {
+        let ValueInfo { name, rows, cols, element } = self.values[input.index()].clone();
+        let used = self.values[weights.index()].cols;
+        let n = cols.checked_div(used).unwrap_or(0);
+        let output = self.value(format!("{name}.sum"), rows, n, element);
+        self.push(MoeSum { input, weights, output });
+        output
+    }
+
     /// The rows whose logits are wanted.
     pub fn gather_rows(&mut self, input: Value) -> Value {
         let ValueInfo { name, cols, element, .. } = self.values[input.index()].clone();

@@ -105,6 +105,10 @@ impl Graph {
             };
             _ = write!(label, "<br/>{name} {types} [{}, {}]", info.rows, info.cols);
         }
+        if let Op::MoeRoute(op) = &self.nodes[at].op {
+            let (used, count) = (self.value(op.experts).cols, self.value(op.logits).cols);
+            _ = write!(label, "<br/>{used} of {count} experts");
+        }
         label
     }
 

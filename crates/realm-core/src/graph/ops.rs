@@ -1,5 +1,9 @@
 //! The ops. Shapes are `[rows, cols]`; `tokens` and `outputs` are the step's row counts.
 
+mod moe;
+
+pub use moe::{MoeGatedLinear, MoeLinear, MoeRoute, MoeSum};
+
 use super::{RopeId, Value, Weight};
 
 /// Row `tokens[i]` of the table becomes row `i`: `[tokens, cols]`.
@@ -298,6 +302,10 @@ op_enum!(
     Add,
     Scale,
     SoftCap,
+    MoeRoute,
+    MoeGatedLinear,
+    MoeLinear,
+    MoeSum,
     GatherRows,
     Sample,
 );
@@ -320,6 +328,10 @@ impl Op {
             Op::Add(op) => vec![op.left, op.right],
             Op::Scale(op) => vec![op.input],
             Op::SoftCap(op) => vec![op.input],
+            Op::MoeRoute(op) => vec![op.logits],
+            Op::MoeGatedLinear(op) => vec![op.input, op.experts],
+            Op::MoeLinear(op) => vec![op.input, op.experts],
+            Op::MoeSum(op) => vec![op.input, op.weights],
             Op::GatherRows(op) => vec![op.input],
             Op::Sample(op) => vec![op.logits],
         }
@@ -343,6 +355,10 @@ impl Op {
             Op::Add(op) => vec![op.output],
             Op::Scale(op) => vec![op.output],
             Op::SoftCap(op) => vec![op.output],
+            Op::MoeRoute(op) => vec![op.experts, op.weights],
+            Op::MoeGatedLinear(op) => vec![op.output],
+            Op::MoeLinear(op) => vec![op.output],
+            Op::MoeSum(op) => vec![op.output],
             Op::GatherRows(op) => vec![op.output],
             Op::Sample(op) => vec![op.output],
         }
@@ -362,6 +378,8 @@ impl Op {
             Op::RmsNorm(op) => vec![op.weight],
             Op::LayerNorm(op) => [Some(op.weight), op.bias].into_iter().flatten().collect(),
             Op::Attention(op) => op.spec.sinks.into_iter().collect(),
+            Op::MoeGatedLinear(op) => vec![op.gate, op.up],
+            Op::MoeLinear(op) => vec![op.weight],
             _ => vec![],
         }
     }
@@ -387,6 +405,8 @@ impl Op {
                 op.bias.iter_mut().for_each(map);
             }
             Op::Attention(op) => op.spec.sinks.iter_mut().for_each(map),
+            Op::MoeGatedLinear(op) => [&mut op.gate, &mut op.up].into_iter().for_each(map),
+            Op::MoeLinear(op) => map(&mut op.weight),
             _ => {}
         }
     }

@@ -180,6 +180,19 @@ impl Graph {
             }
             Op::Scale(op) => self.same_shape(op.input, op.output),
             Op::SoftCap(op) => self.same_shape(op.input, op.output),
+            Op::MoeRoute(op) => self.check_route(op),
+            Op::MoeGatedLinear(op) => [op.gate, op.up].into_iter().try_for_each(|weight| {
+                let cols = self.value(op.input).cols;
+                self.check_experts((op.input, cols), op.experts, weight, op.output)
+            }),
+            Op::MoeLinear(op) => {
+                let (cols, used) = (self.value(op.input).cols, self.value(op.experts).cols);
+                ensure(used > 0 && cols.is_multiple_of(used), || {
+                    format!("{cols} columns are no {used} slots of one size")
+                })?;
+                self.check_experts((op.input, cols / used), op.experts, op.weight, op.output)
+            }
+            Op::MoeSum(op) => self.check_sum(op),
             Op::GatherRows(op) => {
                 let (input, output) = (self.value(op.input), self.value(op.output));
                 ensure(
@@ -210,6 +223,74 @@ impl Graph {
             self.same_shape(op.input, residual.sum)?;
         }
         self.vector(op.weight, op.group)
+    }
+
+    fn check_route(&self, op: &ops::MoeRoute) -> Check {
+        let (logits, experts) = (self.value(op.logits), self.value(op.experts));
+        let (used, count) = (experts.cols, logits.cols);
+        ensure(used > 0 && used <= count, || {
+            format!("{used} of {count} experts cannot be chosen; 1 to {count} can")
+        })?;
+        ensure(u32::try_from(count).is_ok(), || format!("{count} experts cannot be numbered"))?;
+        let weights = self.value(op.weights);
+        ensure(
+            experts.element == Element::U32
+                && (logits.element, weights.element) == (Element::F32, Element::F32)
+                && weights.cols == used
+                && [experts.rows, weights.rows] == [logits.rows; 2],
+            || format!("the choice is [{:?}, {used}] numbers and as many weights", logits.rows),
+        )
+    }
+
+    /// A product of rows or slots of `k` elements with the matrices of chosen experts.
+    fn check_experts(
+        &self,
+        (input, k): (Value, usize),
+        experts: Value,
+        weight: Weight,
+        output: Value,
+    ) -> Check {
+        let route = self.nodes.iter().find_map(|node| match &node.op {
+            Op::MoeRoute(op) if op.experts == experts => Some(op),
+            _ => None,
+        });
+        let Some(route) = route else {
+            return Err(format!("{} are no chosen experts", self.value(experts).name));
+        };
+        let (count, used) = (self.value(route.logits).cols, self.value(experts).cols);
+        let (info, result) = (self.weight(weight), self.value(output));
+        ensure(used > 0 && result.cols.is_multiple_of(used), || {
+            format!("{} columns are no {used} slots of one size", result.cols)
+        })?;
+        let n = result.cols / used;
+        ensure(info.cols == k && Some(info.rows) == count.checked_mul(n) && n > 0, || {
+            format!(
+                "{} is [{}, {}], [{count} experts · {n}, {k}] is needed",
+                info.name, info.rows, info.cols
+            )
+        })?;
+        ensure(info.bytes().is_some(), || {
+            format!("{}: rows of {} are no whole {} blocks", info.name, info.cols, info.dtype)
+        })?;
+        let rows = self.value(experts).rows;
+        ensure([self.value(input).rows, result.rows] == [rows; 2], || {
+            format!("{} has other rows", result.name)
+        })
+    }
+
+    fn check_sum(&self, op: &ops::MoeSum) -> Check {
+        let (input, weights) = (self.value(op.input), self.value(op.weights));
+        let output = self.value(op.output);
+        let fits = output.cols.checked_mul(weights.cols) == Some(input.cols)
+            && weights.cols > 0
+            && output.cols > 0
+            && [input.rows, output.rows] == [weights.rows; 2];
+        ensure(fits, || {
+            format!(
+                "{} has {} columns, {} slots of {} are needed",
+                input.name, input.cols, weights.cols, output.cols
+            )
+        })
     }
 
     fn check_attention(&self, op: &ops::Attention) -> Check {

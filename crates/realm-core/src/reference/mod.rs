@@ -1,6 +1,7 @@
 //! The reference interpreter: every op as plain loops in f64. Slow and simple; other backends are held
 //! to it.
 
+mod moe;
 mod ops;
 
 use std::{

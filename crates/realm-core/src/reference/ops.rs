@@ -9,10 +9,10 @@ use crate::{
     },
 };
 
-type Values = [Vec<f64>];
+pub(super) type Values = [Vec<f64>];
 
 /// The non-linearity of a gated unit.
-fn activate(activation: Activation, x: f64) -> f64 {
+pub(super) fn activate(activation: Activation, x: f64) -> f64 {
     match activation {
         Activation::Silu => x / (1.0 + (-x).exp()),
         Activation::GeluTanh => {
@@ -101,6 +101,10 @@ impl ReferenceProgram {
                 let capped = values[op.input.index()].iter().map(|x| cap * (x / cap).tanh());
                 values[op.output.index()] = capped.collect();
             }
+            Op::MoeRoute(op) => self.moe_route(op, values),
+            Op::MoeGatedLinear(op) => self.moe_gated_linear(op, values),
+            Op::MoeLinear(op) => self.moe_linear(op, values),
+            Op::MoeSum(op) => self.moe_sum(op, values),
             Op::GatherRows(op) => {
                 let cols = self.graph.value(op.input).cols;
                 let input = &values[op.input.index()];

@@ -21,6 +21,21 @@ fn greedy_takes_the_first_of_equals_and_no_nan() {
 }
 
 #[test]
+fn an_infinite_logit_is_a_breakdown_whatever_stands_beside_it() {
+    let mut sampler = Sampler::default();
+    let hot = Sampling { temperature: 1.0, ..Sampling::GREEDY };
+    let all = [Sampling::GREEDY, hot, Sampling { top_k: 1, ..hot }, Sampling { top_p: 0.1, ..hot }];
+    for logits in [[f32::INFINITY, 1.0, f32::NAN], [3.0, f32::NEG_INFINITY, f32::INFINITY]] {
+        for how in all {
+            assert_eq!(sampler.sample(&logits, &how), NO_TOKEN);
+        }
+    }
+    // The greatest finite ones are numbers.
+    assert_eq!(sampler.sample(&[f32::MIN, f32::MAX, 0.0], &hot), 1);
+    assert_eq!(argmax(&[f32::MIN; 2]), 0);
+}
+
+#[test]
 fn frequencies_follow_the_probabilities() {
     let logits = [0.0f32, 1.0, 2.0, -1.0];
     let total: f64 = logits.iter().map(|&l| f64::from(l).exp()).sum();

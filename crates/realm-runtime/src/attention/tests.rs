@@ -177,7 +177,8 @@ fn averages(
     let weights = graph.weights().iter().zip(&weights).map(load).collect();
     let bindings = Bindings { weights, kv: backend.kv_pool(&spec).unwrap() };
     let limits = Limits { tokens: TOKENS, outputs: TOKENS, sequences: 1 };
-    let options = CompileOptions { limits, precision: Precision::F32, poison: true };
+    let options =
+        CompileOptions { limits, precision: Precision::F32, invariant: true, poison: true };
     let mut program = backend.compile(&graph, &bindings, &options).unwrap();
     let mut rows = Vec::new();
     for &(cached, count, role) in steps {

@@ -30,11 +30,22 @@ pub(super) struct Config {
 }
 
 impl Config {
-    /// Reads the settings of a file.
+    /// Reads the settings of a file that has no mixture of experts.
+    ///
+    /// # Errors
+    /// As [`Config::read_any`], and experts.
+    pub(super) fn read(source: &Source<'_>) -> Result<Self, RuntimeError> {
+        match source.count_or("expert_count", 0)? {
+            Some(2..) => Err(source.error("mixtures of experts of this kind are not supported")),
+            _ => Self::read_any(source),
+        }
+    }
+
+    /// Reads the settings of a file that may have a mixture of experts, see [`Experts`].
     ///
     /// # Errors
     /// Settings that are missing, that contradict each other, or that no decoder here can have.
-    pub(super) fn read(source: &Source<'_>) -> Result<Self, RuntimeError> {
+    pub(super) fn read_any(source: &Source<'_>) -> Result<Self, RuntimeError> {
         let hidden = source.size("embedding_length")?;
         let heads = source.size("attention.head_count")?;
         let kv_heads = source.size_or("attention.head_count_kv", heads)?;
@@ -55,8 +66,6 @@ impl Config {
             Some(format!("cannot rotate {rotary_dim} elements of heads of {head_dim}"))
         } else if epsilon < 0.0 || scale <= 0.0 {
             Some(format!("an epsilon of {epsilon} and an attention scale of {scale} make no sense"))
-        } else if source.count_or("expert_count", 0)?.is_some_and(|experts| experts > 1) {
-            Some("mixtures of experts are not supported yet".into())
         } else {
             None
         };
@@ -171,6 +180,51 @@ impl Config {
             return Err(source.error(format!("{name} must hold {pairs} positive divisors")));
         }
         Ok(Some(divisors.into_iter().map(f64::from).collect()))
+    }
+}
+
+/// A mixture of experts in place of a layer's feed-forward network.
+#[derive(Clone, Copy)]
+pub(super) struct Experts {
+    /// All experts.
+    pub(super) count: usize,
+    /// Those that a token takes.
+    pub(super) used: usize,
+    /// Elements of an expert's hidden layer.
+    pub(super) feed_forward: usize,
+    /// Whether the weights of a token's experts add up to 1.
+    pub(super) normalized: bool,
+}
+
+impl Experts {
+    /// Reads the settings of a file; `None` where it has no experts.
+    ///
+    /// # Errors
+    /// Settings that are missing, that contradict each other, or that are not supported.
+    pub(super) fn read(source: &Source<'_>, config: &Config) -> Result<Option<Self>, RuntimeError> {
+        let Some(count) = source.count_or("expert_count", 0)? else { return Ok(None) };
+        let used = source.size("expert_used_count")?;
+        if used > count {
+            return Err(source.error(format!("a token cannot use {used} of {count} experts")));
+        }
+        // What changes the choice or its weights, by the value that does not; 0 stands for not set.
+        for (key, usual) in [
+            ("expert_shared_count", 0.0),
+            ("expert_group_count", 1.0),
+            ("expert_weights_scale", 1.0),
+            ("expert_gating_func", 1.0),
+        ] {
+            let value = source.any_number(key)?.filter(|&value| value != 0.0);
+            if let Some(value) = value.filter(|&value| value != usual) {
+                return Err(source.error(format!("{key} {value} is not supported")));
+            }
+        }
+        Ok(Some(Self {
+            count,
+            used,
+            feed_forward: source.size_or("expert_feed_forward_length", config.feed_forward)?,
+            normalized: source.flag_or("expert_weights_norm", true)?,
+        }))
     }
 }
 

@@ -8,7 +8,10 @@ use realm_core::graph::{
     ops::{Activation, AttentionSpec, Mask, RopePairs},
 };
 
-use super::{Definition, Source, config::Config};
+use super::{
+    Definition, Source,
+    config::{Config, Experts},
+};
 use crate::RuntimeError;
 
 /// A decoder under construction.
@@ -141,6 +144,28 @@ impl<'a> Decoder<'a> {
         let up = self.linear(x, "ffn_up", self.config.feed_forward)?; // [tokens, feed_forward]
         let gated = self.graph.glu(gate, up, activation);
         self.linear(gated, "ffn_down", self.config.hidden)
+    }
+
+    /// The weighted sum of what the experts that each token takes make of it: `[tokens, hidden]`. The
+    /// matrices of all experts stand in one tensor, one below the other.
+    pub(super) fn mixture(
+        &mut self,
+        x: Value,
+        experts: Experts,
+        activation: Activation,
+    ) -> Result<Value, RuntimeError> {
+        let (Experts { count, used, feed_forward, normalized }, hidden) =
+            (experts, self.config.hidden);
+        let (inner, outer) = (count.saturating_mul(feed_forward), count.saturating_mul(hidden));
+        let gate = self.weight("ffn_gate_exps.weight", inner, hidden)?;
+        let up = self.weight("ffn_up_exps.weight", inner, hidden)?;
+        let down = self.weight("ffn_down_exps.weight", outer, feed_forward)?;
+        let logits = self.linear(x, "ffn_gate_inp", count)?; // [tokens, count]
+        let [chosen, weights] = self.graph.moe_route(logits, used, normalized); // [tokens, used] both
+        let chosen = (chosen, count);
+        let gated = self.graph.moe_gated_linear(x, chosen, [gate, up], activation); // [tokens, used · feed_forward]
+        let fed = self.graph.moe_linear(gated, chosen, down); // [tokens, used · hidden]
+        Ok(self.graph.moe_sum(fed, weights))
     }
 
     /// The logits of the rows that are wanted: `[outputs, vocabulary]`.

@@ -1,20 +1,22 @@
 //! Llama 1 to 3, TinyLlama, SmolLM and what else is stored as such: pre-norm decoder with rotary
 //! positions, grouped query heads and a SwiGLU feed-forward (Touvron et al. 2023, arXiv 2302.13971;
-//! Grattafiori et al. 2024, arXiv 2407.21783). The order of rotated pairs is that of GGUF files, whose
+//! Grattafiori et al. 2024, arXiv 2407.21783). With `expert_count` the feed-forward is a mixture of
+//! experts, as in Mixtral (Jiang et al. 2024, arXiv 2401.04088). The order of rotated pairs is that of GGUF files, whose
 //! converters permute the rows of Q and K for it.
 
 use realm_core::graph::ops::{Activation, RopePairs};
 
 use super::{
     Definition, Source,
-    config::{Config, window},
+    config::{Config, Experts, window},
     decoder::{Attend, Decoder},
 };
 use crate::RuntimeError;
 
 /// The graph of a Llama file.
 pub(super) fn build(source: &Source<'_>) -> Result<Definition, RuntimeError> {
-    let config = Config::read(source)?;
+    let config = Config::read_any(source)?;
+    let experts = Experts::read(source, &config)?;
     let frequencies = config.frequencies(source)?;
     let mut model = Decoder::new(source, config);
     let rope = model.graph.rope_table(frequencies);
@@ -29,7 +31,10 @@ pub(super) fn build(source: &Source<'_>) -> Result<Definition, RuntimeError> {
         let attended = model.attend(qkv, attend)?; // [tokens, hidden]
         x = model.graph.add(x, attended);
         let normed = model.norm(x, "ffn_norm")?; // [tokens, hidden]
-        let fed = model.feed_forward(normed, Activation::Silu)?; // [tokens, hidden]
+        let fed = match experts {
+            Some(experts) => model.mixture(normed, experts, Activation::Silu)?, // [tokens, hidden]
+            None => model.feed_forward(normed, Activation::Silu)?,              // [tokens, hidden]
+        };
         x = model.graph.add(x, fed);
     }
     let logits = model.logits(x)?; // [outputs, vocabulary]

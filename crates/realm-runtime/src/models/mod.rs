@@ -47,6 +47,7 @@ architectures! {
     phi3,
     qwen2,
     qwen3,
+    qwen3moe,
 }
 
 /// The names of all architectures.

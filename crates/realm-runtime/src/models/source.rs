@@ -148,6 +148,25 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// An integer or a number; `None` where the file has none.
+    ///
+    /// # Errors
+    /// Where it is neither, or not finite.
+    pub fn any_number(&self, name: &str) -> Result<Option<f64>, RuntimeError> {
+        match self.file.metadata().find::<u32>(&self.key(name)) {
+            Ok(value) => Ok(value.map(f64::from)),
+            Err(_) => self.number(name),
+        }
+    }
+
+    /// A boolean setting, or what holds where the file has none.
+    ///
+    /// # Errors
+    /// Where it is no boolean.
+    pub fn flag_or(&self, name: &str, default: bool) -> Result<bool, RuntimeError> {
+        Ok(self.file.metadata().find(&self.key(name))?.unwrap_or(default))
+    }
+
     /// A text setting; `None` where the file has none.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ impl Said {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Choice {
     Token(u32),
-    /// No logit is a number.
+    /// No logit is a number, or one is infinite.
     NotNumbers,
     /// No logit is left by penalties and biases.
     AllBanned,
@@ -56,6 +56,9 @@ impl HostSampler {
         said: Option<&Said>,
         position: usize,
     ) -> Choice {
+        if argmax(logits) == NO_TOKEN {
+            return Choice::NotNumbers;
+        }
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         if let Some(said) = said {
@@ -68,7 +71,6 @@ impl HostSampler {
         }
         let how = params.at(position);
         match self.sampler.sample_typical(&self.logits, &how, params.typical_p) {
-            NO_TOKEN if argmax(logits) == NO_TOKEN => Choice::NotNumbers,
             NO_TOKEN => Choice::AllBanned,
             token => Choice::Token(token),
         }
@@ -141,6 +143,8 @@ mod tests {
         let all = SamplingParams { logit_bias: all, ..greedy };
         assert_eq!(choose(&logits, &all, &[], 0), Choice::AllBanned);
         assert_eq!(choose(&[f32::NAN; 3], &all, &[], 0), Choice::NotNumbers);
+        // To ban the token of an infinite logit does not make it a number.
+        assert_eq!(choose(&[1.0, f32::INFINITY, 2.0], &ban, &[], 0), Choice::NotNumbers);
     }
 
     #[test]

@@ -156,6 +156,18 @@ impl Scheduler {
         true
     }
 
+    /// Forgets all keys and values: every sequence that had some computes its tokens again, and none finds
+    /// what another one computed. No step is under way.
+    pub(crate) fn restart(&mut self) {
+        self.preempted.append(&mut self.running);
+        for sequence in self.preempted.values_mut() {
+            sequence.lose(&mut self.blocks);
+        }
+        self.swapped = 0;
+        debug_assert_eq!(self.blocks.free(), self.blocks.len(), "a block is still held");
+        self.blocks = BlockAllocator::new(self.blocks.len());
+    }
+
     /// The first `computed` tokens of a running sequence are in its cache blocks for good.
     pub(crate) fn computed(&mut self, id: SequenceId, computed: usize) {
         if let Some(sequence) = self.running.get_mut(&id).filter(|_| self.rules.prefix_cache) {

@@ -58,8 +58,7 @@ impl Scheduler {
         debug_assert_eq!(sequence.choosing, 0, "a step is under way");
         let swapped = self.swap_out(&mut sequence, pool);
         if !swapped {
-            sequence.lost = sequence.lost.max(sequence.cached);
-            sequence.drop_cache(&mut self.blocks);
+            sequence.lose(&mut self.blocks);
             self.counts.dropped += 1;
         }
         let how = if swapped { "swapped out" } else { "to be computed again" };
@@ -122,8 +121,7 @@ impl Scheduler {
             // The next step tells whether the device is lost; until then the tokens are computed again.
             tracing::warn!(sequence = sequence.id.0, %error, "swapping in failed");
             self.counts.failed_swaps += 1;
-            sequence.lost = sequence.lost.max(cached);
-            sequence.drop_cache(&mut self.blocks);
+            sequence.lose(&mut self.blocks);
             return Ok(0);
         }
         tracing::debug!(sequence = sequence.id.0, tokens = cached, "swapped in");

@@ -160,6 +160,12 @@ impl Sequence {
         }
     }
 
+    /// The same for one that ran: it comes back when there is room for all that it had.
+    pub(super) fn lose(&mut self, blocks: &mut BlockAllocator) {
+        self.lost = self.lost.max(self.cached);
+        self.drop_cache(blocks);
+    }
+
     /// Gives its blocks back and forgets what they held: its tokens are to be computed again.
     pub(super) fn drop_cache(&mut self, blocks: &mut BlockAllocator) {
         self.table.release(blocks);

@@ -7,7 +7,8 @@ use realm_core::{
 };
 
 use super::*;
-use crate::{Request, SamplingParams};
+
+use crate::{Request, SamplingParams, kv_cache::PrefixId};
 
 const BLOCK: usize = 4;
 /// Of a block: keys and values of one f32 each.
@@ -213,6 +214,34 @@ fn host_memory_for_swapping_is_bounded() {
     let Counts { swapped_out, dropped, .. } = bench.scheduler.counts();
     assert!(swapped_out > 0 && dropped > 0, "{swapped_out} swapped, {dropped} dropped");
     assert_eq!((bench.free(), bench.scheduler.swapped_bytes()), (9, 0));
+}
+
+#[test]
+fn all_can_be_computed_again() {
+    for swap_bytes in [0, 1000] {
+        let mut bench = Bench::new(20, 3, 7, Rules { swap_bytes, prefix_cache: true });
+        for prompt in [9, 6, 8, 5] {
+            bench.submit(request(prompt, 9));
+        }
+        while bench.scheduler.numbers()[2] == 0 {
+            bench.step();
+        }
+        assert_eq!(bench.scheduler.swapped_bytes() > 0, swap_bytes > 0);
+        let sequences = bench.scheduler.sequences();
+        bench.scheduler.restart();
+        assert_eq!((bench.free(), bench.scheduler.blocks.cached()), (7, 0));
+        assert_eq!(bench.scheduler.blocks.find(PrefixId::EMPTY, &[1; BLOCK]), None);
+        let [waiting, running, preempted] = bench.scheduler.numbers();
+        assert_eq!((waiting + preempted, running), (sequences, 0));
+        assert_eq!(bench.scheduler.swapped_bytes(), 0);
+        let mut steps = 0;
+        while !bench.scheduler.is_idle() {
+            bench.step();
+            steps += 1;
+            assert!(steps < 500);
+        }
+        assert_eq!(bench.free(), 7);
+    }
 }
 
 #[test]

@@ -14,6 +14,8 @@ pub(crate) const HEADS: usize = 4;
 pub(crate) const HEAD_DIM: usize = 32;
 const FEED_FORWARD: usize = 96;
 const KV_HEADS: usize = 2;
+pub(crate) const EXPERTS: usize = 6;
+const EXPERT_FEED_FORWARD: usize = 32;
 
 /// A tensor: name, shape with the contiguous dimension first, values.
 struct Tensor {
@@ -56,6 +58,10 @@ impl Tiny {
         ] {
             tiny.set(key, value as u32);
         }
+        if architecture == "qwen3moe" {
+            tiny.set("expert_feed_forward_length", EXPERT_FEED_FORWARD as u32);
+            tiny.set("expert_count", EXPERTS as u32).set("expert_used_count", 2u32);
+        }
         let mut random = Random::new(seed);
         tiny.random(&mut random, "token_embd.weight", &[HIDDEN, VOCABULARY], dtype);
         for layer in 0..layers {
@@ -73,6 +79,7 @@ impl Tiny {
         let (dtype, deviation) = match shape.len() {
             1 => (DType::F32, 1.0),
             _ if name.starts_with("token_embd") => (dtype, 0.3),
+            _ if name.ends_with("ffn_gate_inp.weight") => (DType::F32, 1.5 / (cols as f32).sqrt()),
             _ => (dtype, 1.5 / (cols as f32).sqrt()),
         };
         let data = random.matrix(rows, cols, dtype, deviation);
@@ -102,6 +109,22 @@ impl Tiny {
         let data = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let (name, shape, dtype) = (name.into(), vec![values.len()], DType::F32);
         self.tensors.push(Tensor { name, shape, dtype, data });
+        self
+    }
+
+    /// The file with random experts in place of each layer's feed-forward network.
+    pub(crate) fn with_experts(mut self, seed: u64, dtype: DType) -> Self {
+        self.set("expert_count", EXPERTS as u32).set("expert_used_count", 2u32);
+        self.set("feed_forward_length", EXPERT_FEED_FORWARD as u32);
+        let mut random = Random::new(seed).named("experts");
+        for layer in 0..LAYERS {
+            for part in ["gate", "up", "down"] {
+                self.without(&format!("blk.{layer}.ffn_{part}.weight"));
+            }
+            for (part, shape) in expert_parts() {
+                self.random(&mut random, &format!("blk.{layer}.{part}"), &shape, dtype);
+            }
+        }
         self
     }
 
@@ -153,6 +176,16 @@ impl Tiny {
     }
 }
 
+/// Names and shapes of a layer's tensors for a mixture of experts.
+fn expert_parts() -> [(&'static str, Vec<usize>); 4] {
+    [
+        ("ffn_gate_inp.weight", vec![HIDDEN, EXPERTS]),
+        ("ffn_gate_exps.weight", vec![HIDDEN, EXPERT_FEED_FORWARD, EXPERTS]),
+        ("ffn_up_exps.weight", vec![HIDDEN, EXPERT_FEED_FORWARD, EXPERTS]),
+        ("ffn_down_exps.weight", vec![EXPERT_FEED_FORWARD, HIDDEN, EXPERTS]),
+    ]
+}
+
 /// Names and shapes of a layer's tensors.
 fn parts(architecture: &str) -> Vec<(&'static str, Vec<usize>)> {
     let (queries, keys) = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM);
@@ -160,20 +193,26 @@ fn parts(architecture: &str) -> Vec<(&'static str, Vec<usize>)> {
         ("attn_norm.weight", vec![HIDDEN]),
         ("attn_output.weight", vec![queries, HIDDEN]),
         ("ffn_norm.weight", vec![HIDDEN]),
-        ("ffn_down.weight", vec![FEED_FORWARD, HIDDEN]),
     ];
     match architecture {
+        "qwen3moe" => list.extend(expert_parts()),
         "phi3" => list.extend([
+            ("ffn_down.weight", vec![FEED_FORWARD, HIDDEN]),
             ("attn_qkv.weight", vec![HIDDEN, queries + 2 * keys]),
             ("ffn_up.weight", vec![HIDDEN, 2 * FEED_FORWARD]),
         ]),
         _ => list.extend([
-            ("attn_q.weight", vec![HIDDEN, queries]),
-            ("attn_k.weight", vec![HIDDEN, keys]),
-            ("attn_v.weight", vec![HIDDEN, keys]),
+            ("ffn_down.weight", vec![FEED_FORWARD, HIDDEN]),
             ("ffn_gate.weight", vec![HIDDEN, FEED_FORWARD]),
             ("ffn_up.weight", vec![HIDDEN, FEED_FORWARD]),
         ]),
+    }
+    if architecture != "phi3" {
+        list.extend([
+            ("attn_q.weight", vec![HIDDEN, queries]),
+            ("attn_k.weight", vec![HIDDEN, keys]),
+            ("attn_v.weight", vec![HIDDEN, keys]),
+        ]);
     }
     if architecture == "qwen2" {
         list.extend([
@@ -182,7 +221,7 @@ fn parts(architecture: &str) -> Vec<(&'static str, Vec<usize>)> {
             ("attn_v.bias", vec![keys]),
         ]);
     }
-    if ["qwen3", "gemma3"].contains(&architecture) {
+    if ["qwen3", "qwen3moe", "gemma3"].contains(&architecture) {
         list.extend([
             ("attn_q_norm.weight", vec![HEAD_DIM]),
             ("attn_k_norm.weight", vec![HEAD_DIM]),

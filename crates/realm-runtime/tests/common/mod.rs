@@ -10,7 +10,9 @@ use realm_compute_cpu::{CpuBackend, CpuOptions};
 use realm_conformance::random::Random;
 use realm_core::{DType, backend::Backend};
 use realm_gguf::{GgufFile, GgufWriter};
-use realm_runtime::{Engine, EngineOptions, Finish, Model, Request, SamplingParams, SequenceId};
+use realm_runtime::{
+    Engine, EngineOptions, Finish, KvType, Model, Request, SamplingParams, SequenceId,
+};
 
 pub(crate) const VOCABULARY: usize = 61;
 pub(crate) const CONTEXT: usize = 200;
@@ -70,30 +72,62 @@ pub(crate) fn model(seed: u64, dtype: DType) -> Model {
 
 /// The same, with embeddings of a given deviation.
 pub(crate) fn model_with(seed: u64, dtype: DType, embedding: f32) -> Model {
-    build(seed, dtype, embedding, (LAYERS, HEAD_DIM), None)
+    build(seed, dtype, embedding, (LAYERS, HEAD_DIM), &|_, _, _| {})
 }
 
 /// A model whose token `broken` is embedded as NaN: a sequence that has it has no next token.
 pub(crate) fn model_breaking_at(seed: u64, broken: usize) -> Model {
-    build(seed, DType::F32, 1.0, (LAYERS, HEAD_DIM), Some(broken))
+    let edit = |name: &str, cols: usize, data: &mut [f32]| {
+        if name == "token_embd.weight" {
+            data[broken * cols..][..cols].fill(f32::NAN);
+        }
+    };
+    build(seed, DType::F32, 1.0, (LAYERS, HEAD_DIM), &edit)
+}
+
+/// The token of [`model_loud_in`] that f16 overflows with.
+pub(crate) const LOUD: usize = 17;
+
+/// A model whose token [`LOUD`] alone has a feature that the first layer's `tensor`, of 2 dimensions,
+/// multiplies by numbers around 10⁴: f16 holds those, what comes of them it does not.
+pub(crate) fn model_loud_in(seed: u64, tensor: &str) -> Model {
+    let loud = format!("blk.0.{tensor}.weight");
+    let edit = |name: &str, cols: usize, data: &mut [f32]| {
+        let short = name.rsplit('.').nth(1).unwrap_or_default();
+        match short {
+            "token_embd" => {
+                data.iter_mut().step_by(cols).for_each(|first| *first = 0.0);
+                data[LOUD * cols] = 16.0;
+            }
+            "attn_norm" | "ffn_norm" => data[0] = 1.0,
+            // The residual stream gets no more of the feature.
+            "attn_output" | "ffn_down" => data[..cols].fill(0.0),
+            _ if name == loud => {
+                data.iter_mut().step_by(cols).for_each(|first| *first *= 5e4);
+            }
+            _ => {}
+        }
+    };
+    build(seed, DType::F32, 1.0, (LAYERS, HEAD_DIM), &edit)
 }
 
 /// The same with a number of layers.
 pub(crate) fn model_of(seed: u64, dtype: DType, layers: usize) -> Model {
-    build(seed, dtype, 1.0, (layers, HEAD_DIM), None)
+    build(seed, dtype, 1.0, (layers, HEAD_DIM), &|_, _, _| {})
 }
 
 /// The same with heads of a size, one layer.
 pub(crate) fn model_with_heads(seed: u64, dtype: DType, head_dim: usize) -> Model {
-    build(seed, dtype, 1.0, (1, head_dim), None)
+    build(seed, dtype, 1.0, (1, head_dim), &|_, _, _| {})
 }
 
+/// `edit` may change the numbers of tensors in f32: their name, columns and contents.
 fn build(
     seed: u64,
     dtype: DType,
     embedding: f32,
     (layers, head_dim): (usize, usize),
-    broken: Option<usize>,
+    edit: &dyn Fn(&str, usize, &mut [f32]),
 ) -> Model {
     let mut writer = writer(layers, head_dim);
     for (name, shape) in tensors(layers, head_dim) {
@@ -106,9 +140,12 @@ fn build(
         let embeds = plan.name() == "token_embd.weight";
         let deviation = if embeds { embedding } else { 1.5 / (cols as f32).sqrt() };
         let mut data = random.matrix(rows, cols, plan.dtype(), deviation);
-        if let Some(row) = broken.filter(|_| embeds) {
-            let numbers = data.chunks_exact_mut(4).skip(row * cols).take(cols);
-            numbers.for_each(|number| number.copy_from_slice(&f32::NAN.to_le_bytes()));
+        if plan.dtype() == DType::F32 {
+            let number =
+                |bytes: &[u8]| f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+            let mut numbers: Vec<f32> = data.chunks_exact(4).map(number).collect();
+            edit(plan.name(), cols, &mut numbers);
+            data = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
         }
         out.write_all(&data)
     });
@@ -128,6 +165,18 @@ pub(crate) fn engine_on(
     step_tokens: usize,
 ) -> Engine {
     let options = EngineOptions { sequences, step_tokens, ..EngineOptions::default() };
+    Engine::new(model, backend, &options).unwrap()
+}
+
+/// The same with nothing in f16: what is no number is an error at once.
+pub(crate) fn wide_engine_on(
+    model: &Model,
+    backend: Arc<dyn Backend>,
+    sequences: usize,
+    step_tokens: usize,
+) -> Engine {
+    let kv_type = Some(KvType::F32);
+    let options = EngineOptions { sequences, step_tokens, kv_type, ..EngineOptions::default() };
     Engine::new(model, backend, &options).unwrap()
 }
 

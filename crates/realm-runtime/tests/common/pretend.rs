@@ -33,6 +33,9 @@ pub(crate) struct Pretend {
     /// Decode rows are computed as if they held the next token id below this: what a row gives depends on
     /// its role.
     pub(crate) by_role: Option<u32>,
+    /// Compiling fails after so many programs.
+    compiles: Option<usize>,
+    compiled: AtomicUsize,
     loaded: AtomicUsize,
     pub(crate) watch: Arc<Watch>,
 }
@@ -86,9 +89,20 @@ impl Pretend {
     pub(crate) fn new(inner: Arc<dyn Backend>, name: &str) -> Self {
         let info = DeviceInfo { name: name.into(), ..inner.info().clone() };
         let (fails_after, lost_after, watch) = (None, None, Arc::default());
-        let loaded = AtomicUsize::new(0);
-        let (stand_in, by_role) = (None, None);
-        Self { inner, info, fails_after, lost_after, stand_in, by_role, loaded, watch }
+        let (loaded, compiled) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let (stand_in, by_role, compiles) = (None, None, None);
+        Self {
+            inner,
+            info,
+            fails_after,
+            lost_after,
+            stand_in,
+            by_role,
+            compiles,
+            compiled,
+            loaded,
+            watch,
+        }
     }
 
     /// Claims that steps go on when `enqueue` has returned.
@@ -100,6 +114,12 @@ impl Pretend {
     /// Claims to have so many bytes beyond what is kept free.
     pub(crate) fn room(mut self, bytes: u64) -> Self {
         self.info.memory = Some((128 << 20) + bytes);
+        self
+    }
+
+    /// Compiles so many programs and no more.
+    pub(crate) fn compiling(mut self, programs: usize) -> Self {
+        self.compiles = Some(programs);
         self
     }
 
@@ -155,6 +175,13 @@ impl Backend for Pretend {
         bindings: &Bindings,
         options: &CompileOptions,
     ) -> Result<Box<dyn Program>, BackendError> {
+        if self.compiles.is_some_and(|most| self.compiled.fetch_add(1, Relaxed) >= most) {
+            return Err(BackendError::Failed {
+                device: self.info.name.clone(),
+                call: "compile".into(),
+                cause: "as it was told to".into(),
+            });
+        }
         let inner = self.inner.compile(graph, bindings, options)?;
         let (watch, lost_after) = (self.watch.clone(), self.lost_after);
         let (stand_in, by_role) = (self.stand_in, self.by_role);

@@ -83,12 +83,12 @@ DEVICE void copy_async16_stream(void* shared, const void* global) {
 DEVICE void copy_async16_cached(void* shared, const void* global) {
     simt::copy_async(shared, global, 16);
 }
-DEVICE void make_arrival(u64* barrier) { simt::make_arrival(barrier); }
+DEVICE void make_arrival(u64* barrier) { simt::init_barrier(barrier, 1); }
 DEVICE void copy_bulk_stream(void* shared, const void* global, u32 bytes, u64* barrier,
                              bool = false) {
-    simt::copy_bulk(shared, global, bytes, barrier);
+    simt::copy_bulk_stream(shared, global, bytes, barrier);
 }
-DEVICE void wait_arrival(u64* barrier, u32 phase) { simt::wait_arrival(barrier, phase); }
+DEVICE void wait_arrival(u64* barrier, u32 phase) { simt::wait_barrier(barrier, phase); }
 DEVICE void commit_async() { simt::commit_async(); }
 template <int N>
 DEVICE void wait_async() {
@@ -173,3 +173,5 @@ DEVICE float min(float a, float b) { return fminf(a, b); }
 DEVICE float max(float a, float b) { return fmaxf(a, b); }
 DEVICE double min(double a, double b) { return fmin(a, b); }
 DEVICE double max(double a, double b) { return fmax(a, b); }
+
+#include "hopper.cuh"

@@ -46,7 +46,7 @@ std::string work(Launch& launch) {
 
 std::string find(Launch& launch, const char* unit, const char* name, size_t parameters) {
     char text[200];
-    for (const Kernel* kernel = Kernel::first; kernel; kernel = kernel->next) {
+    for (Kernel* kernel = Kernel::first; kernel; kernel = kernel->next) {
         if (strcmp(kernel->unit, unit) || strcmp(kernel->name, name)) continue;
         launch.kernel = kernel;
         if (kernel->parameters != parameters) {
@@ -122,13 +122,24 @@ EXPORT int realm_simt_launch(const char* unit, const char* kernel, const unsigne
     launch.seed = seed;
     launch.ranges = ranges;
     launch.range_count = range_count;
-    alignas(16) unsigned char copy[4096];
+    alignas(64) unsigned char copy[4096];
     memcpy(copy, parameters, std::min(parameters_len, sizeof copy));
     launch.parameters = copy;
     std::string problem = simt::find(launch, unit, kernel, parameters_len);
     if (problem.empty()) problem = simt::run(launch);
+    if (problem.empty()) __atomic_store_n(&launch.kernel->ran, true, __ATOMIC_RELAXED);
     snprintf(error, error_len, "%s", problem.c_str());
     return !problem.empty();
+}
+
+// The kernel of an index below their number: returns whether it has run, else -1.
+EXPORT int realm_simt_kernel(size_t index, const char** unit, const char** name) {
+    const simt::Kernel* kernel = simt::Kernel::first;
+    while (kernel && index--) kernel = kernel->next;
+    if (!kernel) return -1;
+    *unit = kernel->unit;
+    *name = kernel->name;
+    return __atomic_load_n(&kernel->ran, __ATOMIC_RELAXED);
 }
 
 namespace {

@@ -48,13 +48,31 @@ void Worker::access(const void* address, size_t bytes, const Access& access) {
     if (access.align > 1 && reinterpret_cast<uintptr_t>(at) % access.align) {
         refuse(address, bytes, access, ", which is not aligned");
     }
-    if (shared <= at && at < shared + SHARED_SPACE) return access_shared(at, bytes, access);
+    if (shared <= at && at < shared + SHARED_SPACE) {
+        if (access.where == Where::Global) refuse(at, bytes, access, ", which is shared memory");
+        check_place(at, bytes, access);
+        return touch(at, bytes, access, view(),
+                     {static_cast<Agent>(current), time, fibers[current].told});
+    }
     access_global(address, bytes, access);
 }
 
-void Worker::access_shared(const unsigned char* at, size_t bytes, const Access& access) {
-    if (access.where == Where::Global) refuse(at, bytes, access, ", which is shared memory");
+void Worker::describe(const unsigned char* at, char* text, size_t length) const {
     // The array that it belongs to, or that it stands behind.
+    const unsigned char* base = here.dynamic;
+    size_t bytes = launch->shared;
+    for (const SharedArray& array : arrays) {
+        if (array.start <= at) {
+            base = array.start;
+            bytes = array.bytes;
+        }
+    }
+    snprintf(text, length, "byte %td of %zu of %s shared array", at - base, bytes,
+             base == here.dynamic ? "the dynamic" : "a");
+}
+
+// Refuses what does not lie in an array of the block.
+void Worker::check_place(const unsigned char* at, size_t bytes, const Access& access) {
     const unsigned char* base = here.dynamic;
     size_t length = launch->shared;
     for (const SharedArray& array : arrays) {
@@ -63,19 +81,47 @@ void Worker::access_shared(const unsigned char* at, size_t bytes, const Access& 
             length = array.bytes;
         }
     }
-    char text[120];
-    if (at < base || at + bytes > base + length) {
-        snprintf(text, sizeof text, ", at byte %td of %zu of %s shared array", at - base, length,
-                 base == here.dynamic ? "the dynamic" : "a");
-        refuse(at, bytes, access, text);
-    }
-    const Moment now = {moment, warps[current / 32].moment, static_cast<uint16_t>(current)};
-    const int other = shadow.touch(static_cast<size_t>(at - shared), bytes, access.kind, now);
-    if (other < 0) return;
-    snprintf(text, sizeof text,
-             " races with thread %d: no barrier between (byte %td of %s shared array)", other,
-             at - base, base == here.dynamic ? "the dynamic" : "a");
+    if (at >= base && at + bytes <= base + length) return;
+    char text[120] = ", at ";
+    describe(at, text + 5, sizeof text - 5);
     refuse(at, bytes, access, text);
+}
+
+void Worker::touch(const unsigned char* at, size_t bytes, const Access& access, const View& view,
+                   const Shadow::Toucher& toucher) {
+    const auto offset = static_cast<size_t>(at - shared);
+    const Shadow::Touch* other = shadow.touch(offset, bytes, access.kind, view, toucher);
+    if (!other) return;
+    char place[120], who[60], text[300];
+    describe(at, place, sizeof place);
+    if (other->agent < PRODUCTS_AGENT) {
+        snprintf(who, sizeof who, "thread %u", other->agent);
+    } else if (other->agent < COPIES_AGENT) {
+        const unsigned first = (other->agent - PRODUCTS_AGENT) * 4u;
+        snprintf(who, sizeof who, "a wgmma of warps %u to %u", first, first + 3);
+    } else {
+        snprintf(who, sizeof who, "a copy_bulk or copy_tensor");
+    }
+    snprintf(text, sizeof text, " races with %s: no barrier between (%s)", who, place);
+    refuse(at, bytes, access, text);
+}
+
+void Worker::touch_async(const unsigned char* at, size_t bytes, const Access& access,
+                         const View& view, Agent agent) {
+    if (reinterpret_cast<uintptr_t>(at) % access.align)
+        refuse(at, bytes, access, ", which is not aligned");
+    if (at < shared || at >= shared + SHARED_SPACE)
+        refuse(at, bytes, access, ", which is not shared memory");
+    check_place(at, bytes, access);
+    shadow.writers(static_cast<size_t>(at - shared), bytes, [&](const Shadow::Touch& write) {
+        if (write.agent >= PRODUCTS_AGENT || write.when <= start_time) return;
+        if (!view.past(write.agent, write.when) || fenced(view, write.agent, write.when)) return;
+        char text[160];
+        snprintf(text, sizeof text,
+                 " of what thread %u wrote with no fence_async and barrier after it", write.agent);
+        refuse(at, bytes, access, text);
+    });
+    touch(at, bytes, access, view, {agent, time, start_time});
 }
 
 void Worker::access_global(const void* address, size_t bytes, const Access& access) {
@@ -135,7 +181,8 @@ unsigned thread() { return worker->here.thread; }
 unsigned threads() { return worker->here.threads; }
 unsigned block(int axis) { return worker->here.block[axis]; }
 unsigned grid(int axis) { return worker->here.grid[axis]; }
-unsigned char* dynamic_shared() { return worker->here.dynamic; }
+unsigned char* dynamic_shared() { return worker->dynamic_shared(16); }
+unsigned char* aligned_shared() { return worker->dynamic_shared(1024); }
 
 void collective(Op op, void (*compute)(void* const*), void* operands) {
     worker->collective(op, compute, operands);
@@ -145,8 +192,6 @@ void* shared_array(const void* site, size_t bytes) { return worker->shared_array
 void copy_async(void* to, const void* from, size_t bytes) { worker->copy_async(to, from, bytes); }
 void commit_async() { worker->commit_async(); }
 void wait_async(int pending) { worker->wait_async(static_cast<size_t>(pending)); }
-void make_arrival(void* barrier) { worker->make_arrival(barrier); }
-void wait_arrival(void* barrier, unsigned phase) { worker->wait_arrival(barrier, phase); }
 void wait_for_predecessor() { worker->wait_for_predecessor(); }
 
 Words load_stream16(const void* global) {

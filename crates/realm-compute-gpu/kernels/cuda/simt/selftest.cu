@@ -218,6 +218,7 @@ KERNEL(faults, Arguments, 128) {
     if (p.what == 1) p.to[t] = 1;
     wait_for_predecessor();
     words[t] = t;
+    fence_async();
     sync_block();
     switch (p.what) {
     case 2:  // Threads end where others wait.
@@ -281,7 +282,7 @@ KERNEL(faults, Arguments, 128) {
     case 24:
     case 25:
     case 26: {  // A copy by a warp that nobody waits for, that is waited for twice, that lanes ask
-                // for in different ways, whose end comes with no barrier before its readers.
+                // for in different ways, that lanes read which have not waited for it.
         SHARED(u64, arrival, 1);
         if (t >= 32) break;
         if (t == 0) make_arrival(arrival);
@@ -292,7 +293,7 @@ KERNEL(faults, Arguments, 128) {
         sync_warp();
         if (p.what == 24) wait_arrival(arrival, 1);
         copy_bulk_stream(words, p.from, 16, arrival);
-        wait_arrival(arrival, 1);
+        if (t != 9) wait_arrival(arrival, 1);
         sink(p.to, words[0]);
         break;
     }

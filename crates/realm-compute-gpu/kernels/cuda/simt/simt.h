@@ -27,6 +27,7 @@ enum class Op : unsigned {
     MmaBf16,
     MmaF16,
     CopyBulk,
+    WgmmaWait,
 };
 
 // Waits until the 32 lanes have come, each with its operands; the last one computes for all.
@@ -39,11 +40,40 @@ void* shared_array(const void* site, size_t bytes);
 void copy_async(void* shared, const void* global, size_t bytes);
 void commit_async();
 void wait_async(int pending);
-void make_arrival(void* barrier);
-// The whole warp's, with the same operands.
-void copy_bulk(void* shared, const void* global, size_t bytes, void* barrier);
-void wait_arrival(void* barrier, unsigned phase);
+// The whole warp's, with the same operands: the barrier's one arrival and its copy.
+void copy_bulk_stream(void* shared, const void* global, size_t bytes, void* barrier);
 void wait_for_predecessor();
+
+// Dynamic shared memory at a multiple of 1024.
+unsigned char* aligned_shared();
+// Barriers that count arrivals and bytes, copies that land there, barriers of a part of the block.
+void init_barrier(void* barrier, unsigned arrivals);
+void fence_barriers();
+void arrive(void* barrier, size_t bytes);
+void wait_barrier(void* barrier, unsigned phase);
+void copy_bulk(void* shared, const void* global, size_t bytes, void* barrier);
+void copy_tensor(void* shared, const void* map, unsigned x, unsigned y, void* barrier);
+void fence_async();
+void sync_group(unsigned id, unsigned threads);
+
+// A product of a warpgroup: what its 128 lanes must agree on.
+struct Shape {
+    unsigned n;
+    bool bf16, transposed, add, a_shared;
+    // Descriptors.
+    unsigned long long a, b;
+};
+// And each lane's registers.
+struct Product {
+    Shape shape;
+    unsigned a[4];
+    float* d;
+};
+unsigned long long tile_descriptor(const void* shared, size_t leading, size_t stride);
+void wgmma(const Product& product);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(unsigned pending);
 
 struct Words {
     unsigned long long low, high;
@@ -83,6 +113,8 @@ struct Kernel {
     unsigned threads;
     void (*run)(const void* parameters);
     Kernel* next;
+    // Whether a launch of it has ended well.
+    bool ran = false;
     static Kernel* first;
     Kernel(const char* unit, const char* name, size_t parameters, unsigned threads,
            void (*run)(const void*))

@@ -63,10 +63,11 @@ void compute_copy_bulk(void* const* operands) {
     const auto& first = *static_cast<BulkCopy*>(operands[0]);
     for (unsigned lane = 1; lane < 32; lane++) {
         const auto& other = *static_cast<BulkCopy*>(operands[lane]);
-        if (other.copy.to != first.copy.to || other.copy.from != first.copy.from ||
-            other.copy.bytes != first.copy.bytes || other.barrier != first.barrier)
+        if (other.to != first.to || other.from != first.from || other.bytes != first.bytes ||
+            other.barrier != first.barrier)
             fail("lanes of a warp call copy_bulk with different operands");
     }
+    worker->arrive(first.barrier, first.bytes);
     worker->copy_bulk(first);
 }
 
@@ -122,10 +123,9 @@ void compute_mma(void* const* operands) {
 
 }  // namespace
 
-void copy_bulk(void* shared, const void* global, size_t bytes, void* barrier) {
-    BulkCopy operands = {
-        {static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes},
-        barrier};
+void copy_bulk_stream(void* shared, const void* global, size_t bytes, void* barrier) {
+    BulkCopy operands = {static_cast<unsigned char*>(shared),
+                         static_cast<const unsigned char*>(global), bytes, barrier};
     collective(Op::CopyBulk, compute_copy_bulk, &operands);
 }
 

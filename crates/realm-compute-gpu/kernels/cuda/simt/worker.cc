@@ -40,7 +40,7 @@ const char* name(Op op) {
         "sync_warp",      "a 4-byte shuffle",     "an 8-byte shuffle",
         "a ballot",       "load_matrix_x2",       "load_matrix_x2_trans",
         "load_matrix_x4", "load_matrix_x4_trans", "mma_bf16",
-        "mma_f16",        "copy_bulk",
+        "mma_f16",        "copy_bulk",            "wgmma_wait",
     };
     return names[static_cast<unsigned>(op)];
 }
@@ -94,18 +94,18 @@ void Worker::run_block(unsigned index) {
         fiber.waited = false;
         fiber.copies.clear();
         fiber.groups.clear();
+        fiber.products = {};
     }
     const unsigned count = launch->threads / 32;
     for (unsigned i = 0; i < count; i++) {
         warps[i].ready = ~0u;
         warps[i].arrived = 0;
-        warps[i].moment = 0;
     }
     ready_warps = ~0u >> (32 - count);
     waiting = ended = 0;
-    arrivals.clear();
-    bulk_copies.clear();
-    moment++;
+    clear_barriers();
+    clear_products();
+    start_order();
     current = random() % launch->threads;
     pick(current);
     here.thread = current;
@@ -113,8 +113,8 @@ void Worker::run_block(unsigned index) {
     realm_simt_switch(&host, fibers[current].stack);
     running = false;
     if (!error.empty()) return;
-    if (!bulk_copies.empty()) {
-        note(current, "the block ended while a copy_bulk was on its way to its shared memory");
+    if (const char* what = find_unfinished()) {
+        note(current, what);
         return;
     }
     if (const char* array = find_stray_write()) {
@@ -128,12 +128,22 @@ void Worker::run_block(unsigned index) {
 
 // The block's shared memory: a zone, the dynamic array, a zone, then each static array and a zone.
 void Worker::poison() {
-    here.dynamic = shared + ZONE;
+    here.dynamic = shared + HEAD + 16;
+    dynamic_asked = false;
     unsigned char* end = align(here.dynamic + launch->shared) + ZONE;
     const size_t fresh = static_cast<size_t>(end - shared);
     memset(shared, POISON, shared_used > fresh ? shared_used : fresh);
     shared_used = fresh;
     arrays.clear();
+}
+
+// At a multiple of `to` and, as far as 1024, of no more.
+unsigned char* Worker::dynamic_shared(size_t to) {
+    unsigned char* start = shared + HEAD + (to == 1024 ? 0 : 16);
+    if (dynamic_asked && start != here.dynamic)
+        fail("dynamic_shared() and aligned_shared() in one kernel");
+    dynamic_asked = true;
+    return here.dynamic = start;
 }
 
 void* Worker::shared_array(const void* site, size_t bytes) {
@@ -211,7 +221,8 @@ void Worker::wake(unsigned index, unsigned lanes) {
 void Worker::change() {
     const unsigned from = current;
     unsigned next;
-    if (!pick(next)) {
+    while (!pick(next)) {
+        if (land_something()) continue;
         explain_deadlock();
         realm_simt_switch(&fibers[from].stack, host);
         __builtin_unreachable();
@@ -256,7 +267,12 @@ void Worker::collective(Op op, void (*compute)(void* const*), void* operands) {
     }
     warp.arrived = 0;
     // Of the warp's operations only the barrier orders its lanes' accesses to memory.
-    if (op == Op::SyncWarp) warp.moment++;
+    if (op == Op::SyncWarp) {
+        const unsigned first = current / 32 * 32;
+        share(first, first + 32);
+        warp.told = event();
+        for (unsigned i = first; i < first + 32; i++) fibers[i].told = warp.told;
+    }
     if (compute) compute(warp.operands);
     wake(current / 32, ~0u);
     if (random() % 2) change();
@@ -269,7 +285,9 @@ void Worker::barrier() {
         return;
     }
     waiting = 0;
-    moment++;
+    share(0, launch->threads);
+    block_time = event();
+    for (unsigned i = 0; i < launch->threads; i++) fibers[i].told = block_time;
     for (unsigned i = 0; i < launch->threads / 32; i++) wake(i, ~0u);
     change();
 }
@@ -295,6 +313,7 @@ void Worker::explain_deadlock() {
                  fibers[other].state == State::Ended ? "has ended" : "waits at sync_block");
         return note(lane, text);
     }
+    if (explain_waits(text, sizeof text)) return;
     const unsigned other = find(0, count, is(State::Ended));
     snprintf(text, sizeof text,
              "divergent barrier: it waits at sync_block, but thread %u has ended", other);
@@ -356,52 +375,6 @@ void Worker::wait_async(size_t pending) {
     fiber.groups.erase(fiber.groups.begin(),
                        fiber.groups.begin() + static_cast<ptrdiff_t>(landing));
     for (size_t& end : fiber.groups) end -= count;
-}
-
-Arrival& Worker::find_arrival(const void* barrier) {
-    simt::access(barrier, 8, {Kind::Atomic, Where::Shared, 8, "a barrier of copy_bulk"});
-    for (Arrival& arrival : arrivals) {
-        if (arrival.barrier == barrier) return arrival;
-    }
-    fail("a barrier without make_arrival");
-}
-
-void Worker::make_arrival(void* barrier) {
-    simt::access(barrier, 8, {Kind::Write, Where::Shared, 8, "make_arrival"});
-    for (const Arrival& arrival : arrivals) {
-        if (arrival.barrier == barrier) fail("make_arrival for the second time");
-    }
-    arrivals.push_back({barrier, 0});
-}
-
-void Worker::copy_bulk(const BulkCopy& bulk) {
-    const Copy& copy = bulk.copy;
-    if (copy.bytes % 16) fail("copy_bulk of bytes that are no multiple of 16");
-    find_arrival(bulk.barrier);
-    for (const BulkCopy& other : bulk_copies) {
-        if (other.barrier == bulk.barrier) fail("copy_bulk in the same phase as another");
-    }
-    // Its beginning and its end are ordered by the barrier, whichever threads they fall to.
-    simt::access(copy.to, copy.bytes, {Kind::Atomic, Where::Shared, 16, "copy_bulk"});
-    simt::access(copy.from, copy.bytes, {Kind::Read, Where::Global, 16, "copy_bulk"});
-    memset(copy.to, POISON, copy.bytes);
-    bulk_copies.push_back(bulk);
-}
-
-void Worker::wait_arrival(void* barrier, unsigned phase) {
-    Arrival& arrival = find_arrival(barrier);
-    if (arrival.phases % 2 != phase % 2) return;
-    for (size_t i = 0; i < bulk_copies.size(); i++) {
-        if (bulk_copies[i].barrier != barrier) continue;
-        const Copy copy = bulk_copies[i].copy;
-        simt::access(copy.to, copy.bytes,
-                     {Kind::Atomic, Where::Shared, 1, "the end of a copy_bulk"});
-        memcpy(copy.to, copy.from, copy.bytes);
-        bulk_copies.erase(bulk_copies.begin() + static_cast<ptrdiff_t>(i));
-        arrival.phases++;
-        return;
-    }
-    fail("waits for a copy_bulk that nobody began");
 }
 
 }  // namespace simt

@@ -19,12 +19,15 @@ use crate::cuda::{
 };
 
 /// A device, and what rows share.
-pub(super) struct Lab {
+pub(crate) struct Lab {
     pub(super) gpu: Arc<dyn Gpu>,
     pub(super) loader: Loader,
     pub(super) scale: Scale,
     random: u64,
     copy_rate: Option<f64>,
+    pub(super) peak_rate: Option<f64>,
+    /// Sizes are those of an emulated device.
+    pub(super) toy: bool,
     /// The weights that the last product read: the next may want the same.
     pub(super) weights: Option<WeightSet>,
 }
@@ -43,13 +46,15 @@ pub(super) struct Described {
 }
 
 impl Lab {
-    pub(super) fn new(gpu: Arc<dyn Gpu>, sizes: Sizes) -> Self {
+    pub(crate) fn new(gpu: Arc<dyn Gpu>, sizes: Sizes) -> Self {
         Self {
             loader: Loader::new(gpu.clone()),
             gpu,
             scale: Scale::of(sizes),
             random: 0x9e37_79b9_7f4a_7c15,
             copy_rate: None,
+            peak_rate: None,
+            toy: sizes == Sizes::Toy,
             weights: None,
         }
     }
@@ -150,11 +155,37 @@ impl Lab {
         block_tokens: usize,
         top_k: u32,
     ) -> Result<Described, BackendError> {
+        let position = context as u32 - 1;
+        let row = |sequence| Row { token: 0, position, sequence, unused: 0 };
+        let rows: Vec<_> = (0..sequences as u32).map(row).collect();
+        self.describe(sequences, context, block_tokens, top_k, (&rows, sequences))
+    }
+
+    /// A step that computes the whole of one prompt of `context` tokens.
+    pub(super) fn prompt(
+        &mut self,
+        context: usize,
+        block_tokens: usize,
+    ) -> Result<Described, BackendError> {
+        let row = |position| Row { token: 0, position, sequence: 0, unused: 0 };
+        let rows: Vec<_> = (0..context as u32).map(row).collect();
+        self.describe(1, context, block_tokens, 0, (&rows, 0))
+    }
+
+    /// A step of such rows, the first `decoded` of them not of prompts.
+    fn describe(
+        &mut self,
+        sequences: usize,
+        context: usize,
+        block_tokens: usize,
+        top_k: u32,
+        (rows, decoded): (&[Row], usize),
+    ) -> Result<Described, BackendError> {
         let counts = Counts {
-            rows: sequences as u32,
+            rows: rows.len() as u32,
             outputs: sequences as u32,
             sequences: sequences as u32,
-            unused: 0,
+            decode_rows: decoded as u32,
         };
         let each = context.div_ceil(block_tokens);
         let mut tables: Vec<u32> = (0..(sequences * each) as u32).collect();
@@ -163,12 +194,12 @@ impl Lab {
             tables.swap(at, other);
         }
         let indices = 0..sequences as u32;
-        let position = context as u32 - 1;
-        let rows: Vec<_> = indices
-            .clone()
-            .map(|sequence| Row { token: 0, position, sequence, unused: 0 })
-            .collect();
-        let of = |sequence| Sequence { length: context as u32, table: sequence * each as u32 };
+        let of = |sequence| Sequence {
+            length: context as u32,
+            table: sequence * each as u32,
+            first: sequence,
+            prefill: (rows.len() - decoded) as u32,
+        };
         let lengths: Vec<_> = indices.clone().map(of).collect();
         let how = realm_core::sampling::Sampling::GREEDY;
         let temperature = if top_k > 0 { 0.8 } else { 0.0 };

@@ -13,7 +13,8 @@ use realm_core::{
 use super::lab::{Lab, WeightSet};
 use crate::cuda::{
     gpu::{Buffer, Launch},
-    kernels::{elementwise, matvec},
+    kernels::{elementwise, matmul, matvec},
+    kv::KV_BLOCK_TOKENS,
     program::AUTO,
     step::{Columns, Form, StepView},
     weights::CudaWeight,
@@ -41,22 +42,64 @@ impl Lab {
         let room = self.room(form.data_bytes(columns, rows))?;
         let target = Columns::new(form, rows, room.address(), 0);
         let count = step.view.count(Rows::Tokens);
-        let launch = |at: usize| -> Launch {
-            let weight = |at: usize| &*weights[at % weights.len()];
-            if gated {
-                let (gate, up) = ((weight(2 * at), None), (weight(2 * at + 1), None));
-                let silu = Activation::Silu;
-                return matvec::gated(&input, cols, columns, count, gate, up, silu, target);
-            }
-            let segment = matvec::Segment { weight: weight(at), bias: None, target };
-            matvec::linear(&input, cols, columns, count, &[segment])
-        };
         let each = if gated { 2 } else { 1 };
+        let launch = |at: usize| -> Launch {
+            let segment = |at: usize| matvec::Segment {
+                weight: &weights[at % weights.len()],
+                bias: None,
+                target,
+            };
+            let segments: Vec<_> = (each * at..each * at + each).map(segment).collect();
+            let activation = gated.then_some(Activation::Silu);
+            matvec::product(&input, cols, columns, count, &segments, activation)
+        };
         let launches = self.scale.launches.max(weights.len().div_ceil(each));
         let launches: Vec<Launch> = (0..launches).map(launch).collect();
         let seconds = self.replayed(&launches)? / launches.len() as f64;
         let bytes = dtype.row_bytes(cols).unwrap_or(0) * rows * each;
         Ok((seconds, bytes))
+    }
+
+    /// Seconds of a product of many rows, whose input is in that form.
+    pub(super) fn gemm(
+        &mut self,
+        dtype: DType,
+        form: Form,
+        shape: [usize; 2],
+        count: usize,
+    ) -> Result<f64, BackendError> {
+        let weights = self.weights(dtype, shape)?;
+        let [n, k] = shape;
+        let step = self.prompt(count, KV_BLOCK_TOKENS)?;
+        let (input, _input) = self.columns(form, k, count, &step.view)?;
+        let room = self.room(Form::F32.data_bytes(count, n))?;
+        let target = Columns::f32(n, room.address());
+        let [partials, counters] =
+            [matmul::SCRATCH_BYTES, 4 * matmul::COUNTERS].map(|it| self.room(it));
+        let (partials, counters) = (partials?, counters?);
+        let scratch = matmul::Scratch {
+            partials: partials.address(),
+            bytes: partials.bytes(),
+            counters: counters.address(),
+        };
+        let launch = |at: usize| {
+            let weight = &weights[at % weights.len()];
+            matmul::launch(&matmul::Matmul {
+                input: &input,
+                input_rows: count,
+                k,
+                rows: count,
+                first: 0,
+                end: step.view.count(Rows::Tokens),
+                segments: &[matvec::Segment { weight, bias: None, target }],
+                activation: None,
+                invariant: false,
+                scratch,
+            })
+        };
+        let launches = (0..self.scale.launches.max(weights.len())).map(launch);
+        let launches: Vec<Launch> = launches.collect::<Result<_, _>>()?;
+        Ok(self.replayed(&launches)? / launches.len() as f64)
     }
 
     /// So many weights that they exceed the caches.
@@ -85,7 +128,7 @@ impl Lab {
     }
 
     /// Random blocks of a format.
-    fn blocks_of(&mut self, dtype: DType, bytes: usize) -> Vec<u8> {
+    pub(super) fn blocks_of(&mut self, dtype: DType, bytes: usize) -> Vec<u8> {
         let values = self.numbers(DRAWN.next_multiple_of(dtype.block_len()));
         let mut drawn = vec![0; values.len() / dtype.block_len() * dtype.block_bytes()];
         with_format!(dtype, F => encode_row::<F>(&values, &mut drawn));

@@ -23,7 +23,8 @@ fn measured(only: &str) -> Vec<Row> {
 fn check(rows: &[Row]) {
     for Row { bench, median, ratio, unit } in rows {
         assert!(median.is_finite() && *median > 0.0, "{bench}: {median}");
-        let by_bytes = ["matvec/", "gated/", "attention/"].iter().any(|it| bench.starts_with(it));
+        let kinds = ["matvec/", "gated/", "gemm/", "attention/decode/"];
+        let by_bytes = kinds.iter().any(|it| bench.starts_with(it)) && *unit != "TFLOP/s";
         assert_eq!(ratio.is_some(), by_bytes, "{bench}");
         assert!(ratio.is_none_or(|(part, of)| part > 0.0 && of == "copy"), "{bench}");
         assert_eq!(*unit == "GB/s", by_bytes || bench == "copy", "{bench}");
@@ -52,6 +53,15 @@ fn attention_has_rows() {
     check(&measured("attention/decode/d64/64/b8/q8_0"));
 }
 
+#[test]
+fn products_and_attention_of_many_rows_have_rows() {
+    for only in ["gemm/Q4_K/bf16/", "gemm/Q6_K/bf16/512x256/m16", "attention/prefill/"] {
+        let rows = measured(only);
+        assert!(!rows.is_empty(), "{only}");
+        check(&rows);
+    }
+}
+
 /// The names that the ledger and the documents give.
 #[test]
 fn full_sizes_have_the_ledgers_rows() {
@@ -64,7 +74,16 @@ fn full_sizes_have_the_ledgers_rows() {
             }
         }
     }
-    for name in ["copy", "attention/decode/d128/32k/b8", "sample/greedy/128256/m1"] {
+    let others = [
+        "copy",
+        "attention/decode/d128/32k/b8",
+        "sample/greedy/128256/m1",
+        "gemm/Q4_K/bf16/14336x4096/m16",
+        "gemm/Q4_K/bf16/14336x4096/m4096",
+        "attention/prefill/causal/16k/d64",
+        "attention/prefill/causal/16k/d256",
+    ];
+    for name in others {
         assert!(names.contains(&name.to_owned()), "{name}");
     }
     assert_eq!(names[0], "copy");

@@ -1,7 +1,7 @@
 //! The functions of the CUDA driver that run a model, looked up by name as those of `api` are.
 //!
 //! Signatures: CUDA Driver API reference, sections *Primary Context Management* to *Graph
-//! Management*. A handle (context, stream, module, function, event, graph) is a pointer to what
+//! Management*, and *Tensor Map Object Management*. A handle (context, stream, module, function, event, graph) is a pointer to what
 //! only the driver knows.
 #![expect(unsafe_code, reason = "signatures of the driver's C API")]
 
@@ -16,7 +16,7 @@ use crate::Reason;
 pub(super) type Raw = *mut c_void;
 
 macro_rules! calls {
-    ($($field:ident = $symbol:literal($($argument:ty),+);)+) => {
+    ($($field:ident = $symbol:literal($($argument:ty),+ $(,)?);)+) => {
         /// Functions of the driver, under the names of the C API without their prefix `cu` and
         /// their version. Whoever makes one vouches that each does what the reference says of it.
         pub(super) struct Calls {
@@ -53,6 +53,10 @@ calls! {
     stream_destroy = "cuStreamDestroy_v2"(Raw);
     stream_begin_capture = "cuStreamBeginCapture_v2"(Raw, c_uint);
     stream_end_capture = "cuStreamEndCapture"(Raw, *mut Raw);
+    tensor_map_encode_tiled = "cuTensorMapEncodeTiled"(
+        *mut sys::CUtensorMap, c_uint, u32, u64, *const u64, *const u64, *const u32, *const u32,
+        c_uint, c_uint, c_uint, c_uint
+    );
     module_load_data = "cuModuleLoadData"(*mut Raw, *const c_void);
     module_get_function = "cuModuleGetFunction"(*mut Raw, Raw, *const c_char);
     module_unload = "cuModuleUnload"(Raw);

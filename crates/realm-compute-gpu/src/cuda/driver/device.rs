@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     Reason,
-    cuda::gpu::{Facts, Gpu, Launch},
+    cuda::gpu::{Facts, Gpu, Launch, TensorMapSpec},
 };
 
 pub(super) const OUT_OF_MEMORY: c_int = sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY as c_int;
@@ -86,6 +86,7 @@ impl Device {
                 shared_memory: properties.shared_memory,
                 multiprocessors: properties.multiprocessors,
                 multiprocessor_shared_memory: properties.multiprocessor_shared_memory,
+                wgmma: properties.compute_capability == (9, 0),
             },
             memory: properties.memory,
             device: properties.device,
@@ -312,6 +313,12 @@ impl Gpu for Device {
         // SAFETY: as in `fill`, for both ranges.
         let code = unsafe { (self.calls.memcpy_dtoh_async)(host(to), from, bytes, self.stream.0) };
         self.check("cuMemcpyDtoHAsync", code)
+    }
+
+    fn tensor_map(&self, map: &TensorMapSpec) -> Result<[u8; 128], BackendError> {
+        self.enter()?;
+        map.bytes().map_err(|cause| self.failed("cuTensorMapEncodeTiled", cause))?;
+        self.encode(map)
     }
 
     fn launch(&self, launch: &Launch) -> Result<(), BackendError> {

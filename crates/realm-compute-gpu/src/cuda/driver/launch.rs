@@ -12,7 +12,7 @@ use cudarc::driver::sys;
 use realm_core::backend::BackendError;
 
 use super::device::{Device, Handle};
-use crate::cuda::gpu::Launch;
+use crate::cuda::gpu::{Launch, TensorMapSpec};
 
 /// A unit that was loaded.
 pub(super) struct Module {
@@ -100,6 +100,44 @@ impl Device {
         let code = unsafe { (self.calls.func_set_attribute)(function, CARVEOUT, 100) };
         self.check(&named("cuFuncSetAttribute", launch), code)?;
         Ok(Function { handle: Handle(function), parameters, shared: 0 })
+    }
+
+    /// The driver's description of a matrix for tensor copies.
+    pub(super) fn encode(&self, map: &TensorMapSpec) -> Result<[u8; 128], BackendError> {
+        use sys::{
+            CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT16 as WORDS,
+            CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as ZEROS,
+            CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE as PLAIN,
+            CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_128B as LINES,
+            CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B as SWIZZLE,
+        };
+        let (dims, strides) = ([map.cols, map.rows], [map.row_bytes]);
+        let (boxes, steps) = ([map.box_cols, map.box_rows], [1, 1]);
+        let mut encoded = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the first pointer is to a live map, the others to as many numbers as two dimensions
+        // ask for; the driver does not follow the address.
+        let code = unsafe {
+            (self.calls.tensor_map_encode_tiled)(
+                &mut encoded,
+                WORDS as u32,
+                2,
+                map.address,
+                dims.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                PLAIN as u32,
+                SWIZZLE as u32,
+                LINES as u32,
+                ZEROS as u32,
+            )
+        };
+        self.check(&format!("cuTensorMapEncodeTiled ({map:?})"), code)?;
+        let mut bytes = [0; 128];
+        for (to, word) in bytes.chunks_exact_mut(8).zip(encoded.opaque) {
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+        Ok(bytes)
     }
 
     /// Puts a launch of the kernel that [`Self::function`] has found for it on a stream.

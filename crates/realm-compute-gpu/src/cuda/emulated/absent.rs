@@ -2,8 +2,16 @@
 
 use std::sync::Arc;
 
-use crate::{Reason, cuda::gpu::Gpu};
+use crate::{EmulatedKernel, Reason, cuda::gpu::Gpu};
 
 pub(crate) fn open(_seed: u64) -> Result<Arc<dyn Gpu>, Reason> {
+    Err(Reason::NotBuiltIn { feature: "cuda-emulated" })
+}
+
+pub(crate) fn open_sm80(_seed: u64) -> Result<Arc<dyn Gpu>, Reason> {
+    Err(Reason::NotBuiltIn { feature: "cuda-emulated" })
+}
+
+pub(crate) fn kernels() -> Result<Vec<EmulatedKernel>, Reason> {
     Err(Reason::NotBuiltIn { feature: "cuda-emulated" })
 }

@@ -7,7 +7,10 @@ use std::{
     ptr::NonNull,
 };
 
-use crate::cuda::gpu::Launch;
+use crate::{
+    EmulatedKernel,
+    cuda::gpu::{Launch, TensorMapSpec},
+};
 
 /// Device memory that kernels may touch.
 #[derive(Debug, Clone, Copy)]
@@ -34,6 +37,8 @@ unsafe extern "C" {
         error: *mut c_char,
         error_len: usize,
     ) -> c_int;
+    fn realm_simt_kernel(index: usize, unit: *mut *const c_char, name: *mut *const c_char)
+    -> c_int;
     fn realm_simt_allocate(bytes: usize, fill: u8) -> *mut u8;
     fn realm_simt_release(start: *mut u8, bytes: usize);
     fn realm_simt_stray_write(start: *const u8, bytes: usize) -> c_int;
@@ -68,6 +73,31 @@ pub(super) fn launch(launch: &Launch, seed: u64, ranges: &mut [Range]) -> Result
     // SAFETY: the shim ends the message with a 0 inside the array.
     let message = unsafe { CStr::from_ptr(error.as_ptr()) };
     Err(message.to_string_lossy().into_owned())
+}
+
+/// Every kernel, in no order.
+pub(super) fn kernels() -> Vec<EmulatedKernel> {
+    let mut kernels = Vec::new();
+    let (mut unit, mut name) = (std::ptr::null(), std::ptr::null());
+    // SAFETY: the pointers are to live pointers; an index that is too large is answered by -1.
+    while let ran @ 0.. = unsafe { realm_simt_kernel(kernels.len(), &mut unit, &mut name) } {
+        // SAFETY: the shim's names are constant and end in 0.
+        let text = |text| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned();
+        kernels.push(EmulatedKernel { unit: text(unit), kernel: text(name), ran: ran != 0 });
+    }
+    kernels
+}
+
+/// The shim's `TensorMap`.
+pub(super) fn tensor_map(map: &TensorMapSpec) -> [u8; 128] {
+    const MAGIC: u64 = u64::from_le_bytes(*b"relm-map");
+    let boxes = u64::from(map.box_cols) | u64::from(map.box_rows) << 32;
+    let words = [MAGIC, map.address, map.cols, map.rows, map.row_bytes, boxes];
+    let mut bytes = [0; 128];
+    for (to, word) in bytes.chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
+    bytes
 }
 
 /// Memory between two pages that nobody may touch.

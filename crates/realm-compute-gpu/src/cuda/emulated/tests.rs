@@ -6,9 +6,10 @@ use realm_core::backend::BackendError;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::Emulated;
-use crate::cuda::gpu::{Buffer, Gpu, HostBuffer, Launch, Mark, Recording};
+use crate::cuda::gpu::{Buffer, Gpu, HostBuffer, Launch, Mark, Recording, TensorMapSpec};
 
 mod faults;
+mod hopper;
 mod results;
 
 /// Twin of `Arguments`.

@@ -38,6 +38,7 @@ const NO_WINDOW: u32 = u32::MAX;
 #[repr(C)]
 struct AttentionParams {
     step: StepView,
+    count: u64,
     kv: KvLayerView,
     query: u64,
     sinks: u64,
@@ -69,6 +70,8 @@ pub(crate) struct AttentionArgs<'a> {
     /// An f32 a head.
     pub(crate) sinks: Option<u64>,
     pub(crate) view: &'a StepView,
+    /// Address of the number of rows, a `u32`: the step's first ones.
+    pub(crate) count: u64,
     /// Rows that the launches are made for.
     pub(crate) rows: usize,
     /// Splits of the longest sequence that the launches are made for.
@@ -240,6 +243,7 @@ pub(crate) fn attention(args: &AttentionArgs<'_>) -> Vec<Launch> {
         let rows = pass.min(args.rows - first);
         let p = AttentionParams {
             step: *args.view,
+            count: args.count,
             kv: args.kv.layer_view(args.layer),
             query: args.query,
             sinks: args.sinks.unwrap_or(0),

@@ -12,11 +12,11 @@ use crate::cuda::{
 /// The manifest's unit.
 const UNIT: &str = "elementwise";
 /// Threads a block, but for whole rows' norms.
-const THREADS: u32 = 256;
+pub(super) const THREADS: u32 = 256;
 /// Threads that norm a row.
 const NORM_THREADS: u32 = 512;
 /// Columns that a block takes where columns do not depend on each other.
-const SHARE: usize = 4 * THREADS as usize;
+pub(super) const SHARE: usize = 4 * THREADS as usize;
 
 /// From f32 rows to a target. Addresses of f32 are aligned to 16 bytes.
 #[derive(Debug, Clone, Copy)]
@@ -35,18 +35,18 @@ pub(crate) struct Map {
 /// What the kernel knows of a [`Map`].
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
-struct MapParams {
+pub(super) struct MapParams {
     input: u64,
     count: u64,
     target: Columns,
     cols: u32,
-    unused: u32,
+    slots: u32,
 }
 
 impl From<&Map> for MapParams {
     fn from(map: &Map) -> Self {
         let Map { input, cols, count, target, .. } = *map;
-        Self { input, count, target, cols: cols as u32, unused: 0 }
+        Self { input, count, target, cols: cols as u32, slots: 1 }
     }
 }
 
@@ -76,7 +76,12 @@ fn map_launch(kernel: &str, map: &Map, parameters: &(impl IntoBytes + Immutable)
 /// `target = input`, in any form: integers of [`Form::Int8`] are the CPU backend's, and a block of 32
 /// columns that holds NaN or an infinity has the scale NaN.
 pub(crate) fn prepare(map: &Map) -> Launch {
-    map_launch("prepare", map, &MapParams::from(map))
+    prepare_slots(map, 1)
+}
+
+/// The same where each of a step's rows is `slots` rows of the map, and `map.rows` counts the map's.
+pub(crate) fn prepare_slots(map: &Map, slots: usize) -> Launch {
+    map_launch("prepare", map, &MapParams { slots: slots as u32, ..map.into() })
 }
 
 /// `target = activation(input) · up`, where `up` is the address of f32 rows.

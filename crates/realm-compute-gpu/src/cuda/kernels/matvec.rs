@@ -83,7 +83,7 @@ struct SegmentParams {
     longer_slices: u32,
     share: u32,
     longer_shares: u32,
-    unused: u32,
+    all_tiles: u32,
 }
 
 /// Twin of `MatvecParams`.
@@ -105,36 +105,60 @@ struct Params {
     segments: [SegmentParams; SEGMENTS],
 }
 
-/// Products of one input with up to [`SEGMENTS`] weights of one type.
+/// Twin of `MixtureParams`.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct MixtureParams {
+    product: Params,
+    experts: u64,
+    slots: u32,
+    input_slots: u32,
+}
+
+/// Rows that are slots of a mixture of experts: each is multiplied by its expert's part of a weight,
+/// which has those of all experts, one's rows after another's.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Slots {
+    /// Address of the number of each slot's expert, a `u32`.
+    pub(crate) experts: u64,
+    /// How many experts there are.
+    pub(crate) count: usize,
+    /// Slots of a row: the target has a row a slot.
+    pub(crate) used: usize,
+    /// Whether the input has a row a slot, too; else one for all slots of a row.
+    pub(crate) own_input: bool,
+}
+
+/// Products of one input with up to [`SEGMENTS`] weights of one type; with an activation, of two:
+/// `activation(input · firstᵀ + bias) · (input · secondᵀ + bias)` goes to the first's target.
 ///
 /// `input` has rows of `k` elements in the form that [`input_form`] names; `rows` is how many the launch
 /// is made for, the `u32` at `count` how many there are.
-pub(crate) fn linear(
+pub(crate) fn product(
     input: &Columns,
     k: usize,
     rows: usize,
     count: u64,
     segments: &[Segment<'_>],
+    activation: Option<Activation>,
 ) -> Launch {
     let facts = segments[0].weight.facts();
-    launch(&Product { input, k, rows, count, segments, activation: None, facts })
+    launch(&Product { input, k, rows, count, segments, activation, facts, slots: None })
 }
 
-/// `activation(input · gateᵀ + bias) · (input · upᵀ + bias)`; otherwise as [`linear`].
-#[expect(clippy::too_many_arguments, reason = "an op's operands, in its order")]
-pub(crate) fn gated(
+/// The same with each slot's expert, for the slots of `rows` rows; a slot's bits are those of the product
+/// with its expert alone.
+pub(crate) fn mixture(
     input: &Columns,
     k: usize,
     rows: usize,
     count: u64,
-    gate: (&CudaWeight, Option<u64>),
-    up: (&CudaWeight, Option<u64>),
-    activation: Activation,
-    target: Columns,
+    segments: &[Segment<'_>],
+    activation: Option<Activation>,
+    slots: &Slots,
 ) -> Launch {
-    let segments = [gate, up].map(|(weight, bias)| Segment { weight, bias, target });
-    let (activation, facts) = (Some(activation), gate.0.facts());
-    launch(&Product { input, k, rows, count, segments: &segments, activation, facts })
+    let facts = segments[0].weight.facts();
+    launch(&Product { input, k, rows, count, segments, activation, facts, slots: Some(slots) })
 }
 
 struct Product<'a> {
@@ -146,10 +170,40 @@ struct Product<'a> {
     activation: Option<Activation>,
     /// The device.
     facts: &'a Facts,
+    slots: Option<&'a Slots>,
+}
+
+impl Product<'_> {
+    /// Where the product of a weight goes and how its k is cut into slices, for a block with so many
+    /// matrices; of experts, as that of one expert would be.
+    fn segment(&self, segment: &Segment<'_>, stages: usize, matrices: usize) -> SegmentParams {
+        let (info, layout) = (segment.weight.info(), Layout::of(segment.weight.info()));
+        let n = info.rows / self.slots.map_or(1, |slots| slots.count.max(1));
+        let one = n.div_ceil(TILE_ROWS);
+        // An expert that does not begin with a tile may lie in one more.
+        let tiles = match self.slots {
+            Some(_) if !n.is_multiple_of(TILE_ROWS) => (n + TILE_ROWS - 1).div_ceil(TILE_ROWS),
+            _ => one,
+        };
+        let slices = slices(one, stages, matrices);
+        SegmentParams {
+            planes: segment.weight.planes(),
+            bias: segment.bias.unwrap_or(0),
+            target: segment.target,
+            tiles: tiles as u32,
+            n: n as u32,
+            slices: slices as u32,
+            slice_stages: (stages / slices.max(1)) as u32,
+            longer_slices: (stages % slices.max(1)) as u32,
+            share: 0,
+            longer_shares: 0,
+            all_tiles: layout.row_tiles as u32,
+        }
+    }
 }
 
 fn launch(product: &Product<'_>) -> Launch {
-    let &Product { input, k, rows, count, segments, activation, facts } = product;
+    let &Product { input, k, rows, count, segments, activation, facts, slots } = product;
     let (dtype, form) = (segments[0].weight.info().dtype, input.form());
     assert!(segments.len() <= SEGMENTS, "{} segments", segments.len());
     for segment in segments {
@@ -160,34 +214,22 @@ fn launch(product: &Product<'_>) -> Launch {
 
     let stage = Stage::of(dtype);
     let stages = k.div_ceil(stage.k);
-    let variant = Variant::of(form, rows, stage.group);
-    let group_rows = variant.group_rows(form);
+    // A slot is a group by itself.
+    let all_rows = slots.map_or(rows, |slots| rows * slots.used);
+    let variant = Variant::of(form, slots.map_or(rows, |_| 1), stage.group);
+    let group_rows = slots.map_or(variant.group_rows(form), |_| 1);
     let columns = rows.min(group_rows) * form.columns();
     let matrices = if activation.is_some() { 2 } else { 1 };
     let mut params = [SegmentParams::default(); SEGMENTS];
     for (to, segment) in params.iter_mut().zip(segments) {
-        let (info, layout) = (segment.weight.info(), Layout::of(segment.weight.info()));
-        let slices = slices(layout.row_tiles, stages, matrices);
-        *to = SegmentParams {
-            planes: segment.weight.planes(),
-            bias: segment.bias.unwrap_or(0),
-            target: segment.target,
-            tiles: layout.row_tiles as u32,
-            n: info.rows as u32,
-            slices: slices as u32,
-            slice_stages: (stages / slices.max(1)) as u32,
-            longer_slices: (stages % slices.max(1)) as u32,
-            share: 0,
-            longer_shares: 0,
-            unused: 0,
-        };
+        *to = product.segment(segment, stages, matrices);
     }
     let slices = params.iter().map(|segment| segment.slices as usize).max().unwrap_or(0);
     let tiles: u32 = match activation {
         Some(_) => params[0].tiles,
         None => params.iter().map(|segment| segment.tiles).sum(),
     };
-    let groups = rows.div_ceil(group_rows) as u32;
+    let groups = all_rows.div_ceil(group_rows) as u32;
     let room = Room {
         slot: BARRIER_BYTES + stage.bytes + columns * variant.column_bytes(form, stage.k),
         head: variant.head_bytes(&stage),
@@ -207,7 +249,7 @@ fn launch(product: &Product<'_>) -> Launch {
     }
     // Groups of rows along the first axis: the blocks of a tile then run at the same time, and all but
     // one find its planes in the L2.
-    let tiles_in_x = groups == 1 || tiles > MAX_GRID_Y;
+    let tiles_in_x = groups == 1 || rows == 1 || tiles > MAX_GRID_Y;
     let parameters = Params {
         input: *input,
         count,
@@ -224,13 +266,22 @@ fn launch(product: &Product<'_>) -> Launch {
         segments: params,
     };
     let unit = format!("matvec_{}", dtype.name().to_lowercase());
+    let (end, parameters) = match slots {
+        None => ("", parameters.as_bytes().to_vec()),
+        Some(slots) => {
+            let input_slots = if slots.own_input { 1 } else { slots.used as u32 };
+            let (experts, slots) = (slots.experts, slots.used as u32);
+            let parameters = MixtureParams { product: parameters, experts, slots, input_slots };
+            ("_mixture", parameters.as_bytes().to_vec())
+        }
+    };
     Launch {
-        kernel: format!("{unit}_{}", variant.name(form)),
+        kernel: format!("{unit}_{}{end}", variant.name(form)),
         unit,
         grid: if tiles_in_x { [tiles, groups, 1] } else { [groups, tiles, 1] },
         threads: 32 * (matrices * plan.team) as u32,
         shared: plan.bytes as u32,
-        parameters: parameters.as_bytes().to_vec(),
+        parameters,
     }
 }
 

@@ -5,9 +5,14 @@ use realm_core::graph::ops::Activation;
 pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod embed;
+pub(crate) mod flash;
+pub(crate) mod matmul;
 pub(crate) mod matvec;
+pub(crate) mod moe;
 pub(crate) mod rope;
 pub(crate) mod sample;
+#[cfg(test)]
+mod testing;
 
 /// What `activation.cuh` calls an activation.
 fn activation_number(activation: Activation) -> u32 {

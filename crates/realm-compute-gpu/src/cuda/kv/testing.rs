@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 
 use realm_conformance::random::Random;
 use realm_core::{
-    backend::{BlockId, KvPool, KvSpec, KvType},
+    backend::{BlockId, KvPool, KvSpec, KvType, Role},
     graph::KvLayer,
 };
 use zerocopy::IntoBytes;
@@ -82,18 +82,32 @@ pub(crate) struct Step {
 }
 
 impl Step {
+    /// All rows are decoded ones.
     pub(crate) fn new(gpu: &Arc<dyn Gpu>, parts: &[Part]) -> Self {
+        Self::with(gpu, parts, Role::Decode)
+    }
+
+    /// All rows have that role.
+    pub(crate) fn with(gpu: &Arc<dyn Gpu>, parts: &[Part], role: Role) -> Self {
+        let prompts = role == Role::Prefill;
         let (mut rows, mut sequences, mut tables) = (Vec::new(), Vec::new(), Vec::new());
         for (sequence, part) in parts.iter().enumerate() {
+            let first = rows.len() as u32;
+            let prefill = if prompts { part.rows.len() as u32 } else { 0 };
             for position in part.rows.clone() {
                 let (position, sequence) = (position as u32, sequence as u32);
                 rows.push(Row { position, sequence, ..Row::default() });
             }
             let table = tables.len() as u32;
-            sequences.push(Sequence { length: part.length as u32, table });
+            sequences.push(Sequence { length: part.length as u32, table, first, prefill });
             tables.extend_from_slice(&part.table);
         }
-        let counts = Counts { rows: rows.len() as u32, ..Counts::default() };
+        let counts = Counts {
+            rows: rows.len() as u32,
+            outputs: 0,
+            sequences: parts.len() as u32,
+            decode_rows: if prompts { 0 } else { rows.len() as u32 },
+        };
         let bytes = [counts.as_bytes(), rows.as_bytes(), sequences.as_bytes(), tables.as_bytes()];
         let buffers = bytes.map(|bytes| {
             let buffer = Buffer::new(gpu, bytes.len(), "a step").unwrap();

@@ -4,7 +4,7 @@
 use std::{ops::Range, sync::Arc};
 
 use realm_core::{
-    backend::{BackendError, Inputs, Limits, Token},
+    backend::{BackendError, Inputs, Limits, Role, Token},
     graph::Graph,
 };
 use zerocopy::IntoBytes;
@@ -69,7 +69,16 @@ pub(super) struct Description {
     device: Buffer,
     stages: Vec<Stage>,
     next: usize,
+    lists: Lists,
+}
+
+/// What is gathered for a step.
+#[derive(Default)]
+struct Lists {
+    /// Block ids.
     blocks: Vec<u32>,
+    /// Where each row goes.
+    order: Vec<u32>,
 }
 
 /// Block ids that a description has room for at first: each block of the cache once. Sequences that
@@ -93,8 +102,8 @@ impl Description {
         let places = Places::new(limits, given_cols(graph), first_room(kv_blocks));
         let (device, stages) = allocate(gpu, &places)?;
         let (gpu, limits, given_cols) = (gpu.clone(), *limits, given_cols(graph));
-        let blocks = Vec::new();
-        Ok(Self { gpu, limits, given_cols, places, device, stages, next: 0, blocks })
+        let lists = Lists::default();
+        Ok(Self { gpu, limits, given_cols, places, device, stages, next: 0, lists })
     }
 
     /// The addresses for kernels; they change where [`Description::make_room`] answers `true`. `previous` is
@@ -146,7 +155,7 @@ impl Description {
             mark.wait()?;
         }
         let places = &self.places;
-        let end = write(stage.host.bytes_mut(), places, inputs, &mut self.blocks);
+        let end = write(stage.host.bytes_mut(), places, inputs, &mut self.lists);
         stage.host.upload(0..end, &self.device, 0)?;
         if !inputs.given.is_empty() {
             let given = places.given..places.given + size_of_val(inputs.given);
@@ -167,23 +176,46 @@ fn allocate(gpu: &Arc<dyn Gpu>, places: &Places) -> Result<(Buffer, Vec<Stage>),
     Ok((device, (0..STAGES).map(stage).collect::<Result<_, BackendError>>()?))
 }
 
+/// Where each row of a step goes: those that are no prompt's first.
+fn places_of_rows(inputs: &Inputs<'_>, to: &mut Vec<u32>) -> usize {
+    to.clear();
+    to.resize(inputs.tokens.len(), 0);
+    let mut next = 0..;
+    let mut take = |role| {
+        for sequence in inputs.sequences.iter().filter(|sequence| sequence.role == role) {
+            to[sequence.rows.clone()].iter_mut().zip(&mut next).for_each(|(to, at)| *to = at);
+        }
+    };
+    take(Role::Decode);
+    take(Role::Prefill);
+    let decoded = inputs.sequences.iter().filter(|sequence| sequence.role == Role::Decode);
+    decoded.map(|sequence| sequence.rows.len()).sum()
+}
+
 /// Writes a description and gives the length of all but `given`.
-fn write(bytes: &mut [u8], places: &Places, inputs: &Inputs<'_>, blocks: &mut Vec<u32>) -> usize {
+fn write(bytes: &mut [u8], places: &Places, inputs: &Inputs<'_>, lists: &mut Lists) -> usize {
     let mut put = |at: usize, part: &[u8]| -> Range<usize> {
         bytes[at..at + part.len()].copy_from_slice(part);
         at..at + part.len()
     };
-    let (tokens, outputs) = (inputs.tokens.len(), inputs.outputs.len());
+    let Lists { blocks, order } = lists;
+    let decode_rows = places_of_rows(inputs, order);
     let counts = Counts {
-        rows: tokens as u32,
-        outputs: outputs as u32,
+        rows: inputs.tokens.len() as u32,
+        outputs: inputs.outputs.len() as u32,
         sequences: inputs.sequences.len() as u32,
-        unused: 0,
+        decode_rows: decode_rows as u32,
     };
     put(0, counts.as_bytes());
     blocks.clear();
     for (index, sequence) in inputs.sequences.iter().enumerate() {
-        let it = Sequence { length: sequence.length() as u32, table: blocks.len() as u32 };
+        let prefill = if sequence.role == Role::Prefill { sequence.rows.len() } else { 0 };
+        let it = Sequence {
+            length: sequence.length() as u32,
+            table: blocks.len() as u32,
+            first: order.get(sequence.rows.start).copied().unwrap_or(0),
+            prefill: prefill as u32,
+        };
         put(places.sequences + index * size_of::<Sequence>(), it.as_bytes());
         blocks.extend(sequence.blocks.iter().map(|block| block.0));
         for (position, row) in (sequence.cached as u32..).zip(sequence.rows.clone()) {
@@ -192,14 +224,19 @@ fn write(bytes: &mut [u8], places: &Places, inputs: &Inputs<'_>, blocks: &mut Ve
                 Token::Previous(row) => PREVIOUS | row,
             };
             let it = Row { token, position, sequence: index as u32, unused: 0 };
-            put(places.rows + row * size_of::<Row>(), it.as_bytes());
+            put(places.rows + order[row] as usize * size_of::<Row>(), it.as_bytes());
         }
     }
-    put(places.outputs, inputs.outputs.as_bytes());
+    for (index, &row) in inputs.outputs.iter().enumerate() {
+        put(places.outputs + 4 * index, order[row as usize].as_bytes());
+    }
     for (index, how) in inputs.sampling.iter().enumerate() {
         let it = Sampling::from(how);
         put(places.sampling + index * size_of::<Sampling>(), it.as_bytes());
     }
-    put(places.given, inputs.given.as_bytes());
+    let cols = inputs.given.len() / inputs.tokens.len().max(1);
+    for (row, given) in inputs.given.chunks_exact(cols.max(1)).enumerate() {
+        put(places.given + 4 * cols * order[row] as usize, given.as_bytes());
+    }
     put(places.tables, blocks.as_bytes()).end
 }

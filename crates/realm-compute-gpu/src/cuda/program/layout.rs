@@ -7,10 +7,11 @@
 use realm_core::{
     Graph,
     backend::{Limits, Precision},
-    graph::{Op, Rows, Value, ops::Rope},
+    graph::{Op, Rows, Value, Weight, ops::Rope},
     plan::{Lifetime, pack},
 };
 
+use super::mixture::Mixtures;
 use crate::cuda::{kernels::matvec::input_form, step::Form};
 
 /// Alignment of everything in the arena.
@@ -20,6 +21,8 @@ const ALIGN: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Prepared {
     pub(super) form: Form,
+    /// Rows of the form in one of the value: slots of a mixture of experts, else 1.
+    pub(super) slots: usize,
     /// Offset of the elements.
     pub(super) data: usize,
     /// Offset of the scales of [`Form::Int8`].
@@ -50,6 +53,8 @@ pub(super) struct Layout {
     pub(super) values: Vec<Stored>,
     /// For each node the offsets of two f32 results of a gated product whose weights differ in format.
     pub(super) halves: Vec<Option<[usize; 2]>>,
+    /// What products of many rows with chosen experts need.
+    pub(super) mixtures: Mixtures,
     /// A node each.
     pub(super) spans: Vec<Span>,
     /// Size of the arena.
@@ -60,7 +65,8 @@ pub(super) struct Layout {
 #[derive(Debug, Clone, Default)]
 struct Demand {
     plain: Option<usize>,
-    forms: Vec<(Form, usize)>,
+    /// Forms and their slots.
+    forms: Vec<((Form, usize), usize)>,
 }
 
 impl Demand {
@@ -68,13 +74,13 @@ impl Demand {
         self.plain = Some(self.plain.map_or(at, |last| last.max(at)));
     }
 
-    fn form(&mut self, form: Form, at: usize) {
+    fn form(&mut self, form: Form, slots: usize, at: usize) {
         if form == Form::F32 {
             return self.plain(at);
         }
-        match self.forms.iter_mut().find(|(known, _)| *known == form) {
+        match self.forms.iter_mut().find(|(known, _)| *known == (form, slots)) {
             Some((_, last)) => *last = (*last).max(at),
-            None => self.forms.push((form, at)),
+            None => self.forms.push(((form, slots), at)),
         }
     }
 }
@@ -110,13 +116,22 @@ fn demands(graph: &Graph, spans: &[Span], precision: Precision) -> Vec<Demand> {
     let mut demands = vec![Demand::default(); graph.values().len()];
     let form = |weight| input_form(graph.weight(weight).dtype, precision);
     for (node, span) in graph.nodes().iter().zip(spans) {
-        let mut wants = |value: Value, form| demands[value.index()].form(form, span.last);
+        let mut wants = |value: Value, form| demands[value.index()].form(form, 1, span.last);
         match &node.op {
             Op::Linear(op) => {
                 op.projections.iter().for_each(|p| wants(op.input, form(p.weight)));
             }
             Op::GatedLinear(op) => {
                 [op.gate, op.up].into_iter().for_each(|weight| wants(op.input, form(weight)));
+            }
+            Op::MoeGatedLinear(op) => {
+                [op.gate, op.up].into_iter().for_each(|weight| wants(op.input, form(weight)));
+                wants(op.experts, Form::F32);
+            }
+            Op::MoeLinear(op) => {
+                wants(op.experts, Form::F32);
+                let slots = graph.value(op.experts).cols;
+                demands[op.input.index()].form(form(op.weight), slots, span.last);
             }
             op => op.inputs().into_iter().for_each(|value| wants(value, Form::F32)),
         }
@@ -129,8 +144,18 @@ fn demands(graph: &Graph, spans: &[Span], precision: Precision) -> Vec<Demand> {
 }
 
 /// Whether two weights of a gated product go through one kernel.
-pub(super) fn one_kernel(graph: &Graph, op: &realm_core::graph::ops::GatedLinear) -> bool {
-    graph.weight(op.gate).dtype == graph.weight(op.up).dtype
+pub(super) fn one_kernel(graph: &Graph, [gate, up]: [Weight; 2]) -> bool {
+    graph.weight(gate).dtype == graph.weight(up).dtype
+}
+
+/// The result of a gated product whose weights have no kernel together.
+fn needs_halves(graph: &Graph, op: &Op) -> Option<Value> {
+    let (weights, output) = match op {
+        Op::GatedLinear(op) => ([op.gate, op.up], op.output),
+        Op::MoeGatedLinear(op) => ([op.gate, op.up], op.output),
+        _ => return None,
+    };
+    (!one_kernel(graph, weights)).then_some(output)
 }
 
 /// Rows that a value may have.
@@ -143,12 +168,12 @@ pub(super) fn most_rows(graph: &Graph, value: Value, limits: &Limits) -> usize {
 
 /// Items of the arena, and where their offsets are to be written.
 #[derive(Default)]
-struct Items {
+pub(super) struct Items {
     lifetimes: Vec<Lifetime>,
 }
 
 impl Items {
-    fn add(&mut self, bytes: usize, first: usize, last: usize) -> usize {
+    pub(super) fn add(&mut self, bytes: usize, first: usize, last: usize) -> usize {
         let bytes = bytes.max(1).next_multiple_of(ALIGN);
         self.lifetimes.push(Lifetime { first, last, bytes });
         self.lifetimes.len() - 1
@@ -176,17 +201,17 @@ impl Layout {
             for value in node.op.outputs() {
                 let (demand, cols) = (&demands[value.index()], graph.value(value).cols);
                 let rows = most_rows(graph, value, limits);
-                let targets = targets(&node.op, value);
+                let targets = targets(graph, &node.op, value);
                 values[value.index()] = store(&mut items, targets, demand, span, [rows, cols]);
             }
-            if let Op::GatedLinear(op) = &node.op
-                && !one_kernel(graph, op)
-            {
-                let bytes = most_rows(graph, op.output, limits) * graph.value(op.output).cols * 4;
+            if let Some(output) = needs_halves(graph, &node.op) {
+                let bytes = most_rows(graph, output, limits) * graph.value(output).cols * 4;
                 halves[at] = Some([0; 2].map(|_| items.add(bytes, span.first, span.last)));
             }
         }
+        let mut mixtures = Mixtures::new(graph, limits, precision, &spans, &mut items);
         let (offsets, bytes) = pack(&items.lifetimes);
+        mixtures.place(&offsets);
         for stored in &mut values {
             stored.plain = stored.plain.map(|item| offsets[item]);
             for form in &mut stored.forms {
@@ -196,40 +221,46 @@ impl Layout {
         for half in halves.iter_mut().flatten() {
             *half = half.map(|item| offsets[item]);
         }
-        Self { values, halves, spans, bytes }
+        Self { values, halves, mixtures, spans, bytes }
     }
 }
 
-/// In how many ways a node's kernel can write one of its results, besides plain f32 rows where 0.
-fn targets(op: &Op, value: Value) -> usize {
+/// In how many ways a node's kernel can write one of its results, besides plain f32 rows where 0, and in
+/// how many slots a row.
+fn targets(graph: &Graph, op: &Op, value: Value) -> (usize, usize) {
+    let slots = |experts: Value| graph.value(experts).cols;
     match op {
-        Op::Given(_) | Op::Sample(_) | Op::Rope(_) => 0,
-        Op::RmsNorm(op) if op.output == value => 2,
-        Op::RmsNorm(_) => 0,
-        _ => 1,
+        Op::Given(_) | Op::Sample(_) | Op::Rope(_) | Op::MoeRoute(_) => (0, 1),
+        Op::RmsNorm(op) if op.output == value => (2, 1),
+        Op::RmsNorm(_) => (0, 1),
+        Op::MoeGatedLinear(op) if one_kernel(graph, [op.gate, op.up]) => (1, slots(op.experts)),
+        Op::MoeLinear(op) => (1, slots(op.experts)),
+        _ => (1, 1),
     }
 }
 
 /// Decides how a value is stored; offsets are numbers of items until the arena is packed.
 fn store(
     items: &mut Items,
-    targets: usize,
+    (targets, slots): (usize, usize),
     demand: &Demand,
     span: &Span,
     [rows, cols]: [usize; 2],
 ) -> Stored {
     // Int8 needs a whole block of columns at once, which only the conversion has.
-    let first = demand.forms.iter().map(|&(form, _)| form).find(|&form| form != Form::Int8);
+    let forms = demand.forms.iter().map(|&(form, _)| form);
+    let first = forms.clone().find(|&form| form.0 != Form::Int8 && form.1 == slots);
     let others = demand.forms.len() > 1 || demand.plain.is_some();
     let direct = first.filter(|_| targets == 2 || (targets == 1 && !others));
-    let converted = demand.forms.iter().any(|&(form, _)| Some(form) != direct);
-    let forms = demand.forms.iter().map(|&(form, last)| {
+    let converted = forms.clone().any(|form| Some(form) != direct);
+    let forms = demand.forms.iter().map(|&((form, slots), last)| {
+        let (rows, cols) = (rows * slots, cols / slots);
         let data = items.add(form.data_bytes(rows, cols), span.first, last);
         let scales = match form.scale_bytes(rows, cols) {
             0 => data,
             bytes => items.add(bytes, span.first, last),
         };
-        Prepared { form, data, scales, direct: Some(form) == direct }
+        Prepared { form, slots, data, scales, direct: Some((form, slots)) == direct }
     });
     let forms = forms.collect();
     // A value that nobody reads is still written.

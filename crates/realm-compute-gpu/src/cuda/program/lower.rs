@@ -3,28 +3,39 @@
 use std::sync::Arc;
 
 use realm_core::{
-    Graph,
+    DType, Graph,
+    backend::{BackendError, Precision},
     graph::{
         Op, Rows, Value, Weight,
-        ops::{Attention, GatedLinear, Linear, RmsNorm},
+        ops::{Activation, Attention, GatedLinear, Linear, RmsNorm},
     },
 };
 
 use super::layout::{Layout, Stored, one_kernel, rotate_and_store};
 use crate::cuda::{
     gpu::Launch,
-    kernels::{attention, elementwise, embed, matvec, rope, sample},
+    kernels::{
+        attention, elementwise, embed, flash, matmul,
+        matvec::{self, Segment},
+        rope, sample,
+    },
     kv::CudaKvPool,
     step::{Columns, Form, StepView},
     weights::CudaWeight,
 };
-use realm_core::backend::Precision;
 
-/// Sizes that launches are made for. A step runs in the smallest bucket that holds it; its own counts
-/// stand in device memory.
+/// Rows that run through the kernels for few rows, where the batch may choose the kernel.
+const FEW_ROWS: usize = 8;
+
+/// Sizes that launches are made for. A step of decoded rows runs in the smallest bucket that holds it; one
+/// with prompts in it has its own. Its counts stand in device memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Bucket {
     pub(super) rows: usize,
+    /// Of these, rows of prompts, the last ones.
+    pub(super) prefill: usize,
+    /// Prompts.
+    pub(super) prompts: usize,
     pub(super) outputs: usize,
     /// Splits of the longest sequence.
     pub(super) splits: usize,
@@ -41,10 +52,14 @@ pub(super) struct Lowering<'a> {
     pub(super) weights: &'a [Arc<CudaWeight>],
     pub(super) kv: &'a Arc<CudaKvPool>,
     pub(super) precision: Precision,
+    /// Whether a row's role alone chooses its kernel.
+    pub(super) invariant: bool,
     /// Where the arena starts.
     pub(super) arena: u64,
-    /// Work memory of attention, and its bytes.
+    /// Memory for partial results, and its bytes.
     pub(super) partials: (u64, usize),
+    /// Counters of products whose k is split, 0 between launches.
+    pub(super) counters: u64,
     /// Frequencies of each rope table.
     pub(super) ropes: &'a [rope::Frequencies],
     pub(super) view: StepView,
@@ -55,6 +70,20 @@ pub(super) struct Lowering<'a> {
     pub(super) bucket: Bucket,
 }
 
+/// Rows that one kind of kernel takes: from the first on where `first` is 0, else from the number at this
+/// address on, up to the one at `end`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Share {
+    pub(super) rows: usize,
+    pub(super) first: u64,
+    pub(super) end: u64,
+}
+
+/// Whether attention of a prompt's rows has its own kernels in that precision.
+pub(super) fn flash_in(precision: Precision) -> bool {
+    precision != Precision::F32
+}
+
 /// A launch and the node that it belongs to.
 pub(super) struct Stage {
     pub(super) node: usize,
@@ -63,44 +92,49 @@ pub(super) struct Stage {
 
 impl Lowering<'_> {
     /// The launches of a step, in order.
-    pub(super) fn stages(&self) -> Vec<Stage> {
+    ///
+    /// # Errors
+    /// What the device says of their operands.
+    pub(super) fn stages(&self) -> Result<Vec<Stage>, BackendError> {
         let mut stages = Vec::new();
         let mut at = 0;
         while at < self.graph.nodes().len() {
             let span = self.layout.spans[at];
-            let mut launches = self.node(at);
+            let mut launches = self.node(at)?;
             for node in &self.graph.nodes()[at..=span.last] {
                 node.op.outputs().into_iter().for_each(|value| self.convert(value, &mut launches));
             }
             stages.extend(launches.into_iter().map(|launch| Stage { node: at, launch }));
             at = span.last + 1;
         }
-        stages
+        Ok(stages)
     }
 
-    fn rows(&self, value: Value) -> usize {
+    pub(super) fn rows(&self, value: Value) -> usize {
         match self.graph.value(value).rows {
             Rows::Tokens => self.bucket.rows,
             Rows::Outputs => self.bucket.outputs,
         }
     }
 
-    fn cols(&self, value: Value) -> usize {
+    pub(super) fn cols(&self, value: Value) -> usize {
         self.graph.value(value).cols
     }
 
-    fn stored(&self, value: Value) -> &Stored {
+    pub(super) fn stored(&self, value: Value) -> &Stored {
         &self.layout.values[value.index()]
     }
 
     /// Where the f32 rows of a value lie.
-    fn plain(&self, value: Value) -> u64 {
+    pub(super) fn plain(&self, value: Value) -> u64 {
         self.arena + self.layout.plain(self.graph, value) as u64
     }
 
-    fn form(&self, value: Value, form: Form) -> Columns {
-        let cols = self.cols(value);
-        let found = self.stored(value).forms.iter().find(|prepared| prepared.form == form);
+    /// A value in a form that has so many rows, slots, in each of its own.
+    pub(super) fn form(&self, value: Value, form: Form, slots: usize) -> Columns {
+        let cols = self.cols(value) / slots;
+        let mut forms = self.stored(value).forms.iter();
+        let found = forms.find(|prepared| (prepared.form, prepared.slots) == (form, slots));
         match found {
             Some(it) => {
                 let at = |offset: usize| self.arena + offset as u64;
@@ -115,16 +149,16 @@ impl Lowering<'_> {
         let stored = self.stored(value);
         let direct = stored.forms.iter().find(|prepared| prepared.direct);
         let plain = stored.plain.map(|_| Columns::f32(self.cols(value), self.plain(value)));
-        (plain, direct.map(|prepared| self.form(value, prepared.form)))
+        (plain, direct.map(|prepared| self.form(value, prepared.form, prepared.slots)))
     }
 
     /// The one target of a producer that writes one.
-    fn target(&self, value: Value) -> Columns {
+    pub(super) fn target(&self, value: Value) -> Columns {
         let (plain, form) = self.targets(value);
         form.or(plain).unwrap_or_else(|| Columns::f32(self.cols(value), self.plain(value)))
     }
 
-    fn count(&self, value: Value) -> u64 {
+    pub(super) fn count(&self, value: Value) -> u64 {
         self.view.count(self.graph.value(value).rows)
     }
 
@@ -132,12 +166,15 @@ impl Lowering<'_> {
     fn convert(&self, value: Value, launches: &mut Vec<Launch>) {
         let forms = self.stored(value).forms.iter().filter(|prepared| !prepared.direct);
         launches.extend(forms.filter(|_| self.rows(value) > 0).map(|prepared| {
-            elementwise::prepare(&self.map(value, value, self.form(value, prepared.form)))
+            let slots = prepared.slots;
+            let map = self.map(value, value, self.form(value, prepared.form, slots));
+            let (cols, rows) = (map.cols / slots, map.rows * slots);
+            elementwise::prepare_slots(&elementwise::Map { cols, rows, ..map }, slots)
         }));
     }
 
     /// An op from the f32 rows of `input` to `target`, with as many rows as `output`.
-    fn map(&self, input: Value, output: Value, target: Columns) -> elementwise::Map {
+    pub(super) fn map(&self, input: Value, output: Value, target: Columns) -> elementwise::Map {
         elementwise::Map {
             input: self.plain(input),
             cols: self.cols(input),
@@ -151,15 +188,15 @@ impl Lowering<'_> {
         self.weights[weight.index()].vector()
     }
 
-    fn node(&self, at: usize) -> Vec<Launch> {
+    fn node(&self, at: usize) -> Result<Vec<Launch>, BackendError> {
         let op = &self.graph.nodes()[at].op;
         let rows = op.outputs().first().map_or(self.bucket.rows, |&output| self.rows(output));
         if rows == 0 {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let unary = |input, output| self.map(input, output, self.target(output));
         let one = |launch: Launch| vec![launch];
-        match op {
+        Ok(match op {
             Op::Embed(op) => {
                 let table = &self.weights[op.table.index()];
                 one(embed::embed(table, &self.view, rows, self.target(op.output)))
@@ -168,8 +205,8 @@ impl Lowering<'_> {
                 let map = self.map(op.output, op.output, self.target(op.output));
                 one(elementwise::prepare(&elementwise::Map { input: self.given, ..map }))
             }
-            Op::Linear(op) => self.linear(op),
-            Op::GatedLinear(op) => self.gated_linear(at, op),
+            Op::Linear(op) => self.linear(op)?,
+            Op::GatedLinear(op) => self.gated_linear(at, op)?,
             Op::Glu(op) => {
                 one(elementwise::glu(&unary(op.gate, op.output), self.plain(op.up), op.activation))
             }
@@ -181,10 +218,14 @@ impl Lowering<'_> {
                 op.epsilon,
             )),
             Op::Rope(_) | Op::KvWrite(_) => one(self.rotate(at)),
-            Op::Attention(op) => self.attention(op),
+            Op::Attention(op) => self.attention(op)?,
             Op::Add(op) => one(elementwise::add(&unary(op.left, op.output), self.plain(op.right))),
             Op::Scale(op) => one(elementwise::scale(&unary(op.input, op.output), op.factor)),
             Op::SoftCap(op) => one(elementwise::soft_cap(&unary(op.input, op.output), op.cap)),
+            Op::MoeRoute(op) => self.moe_route(op),
+            Op::MoeGatedLinear(op) => self.moe_gated_linear(at, op)?,
+            Op::MoeLinear(op) => self.moe_linear(at, op)?,
+            Op::MoeSum(op) => one(self.moe_sum(op)),
             Op::GatherRows(op) => {
                 one(elementwise::gather_rows(&unary(op.input, op.output), &self.view))
             }
@@ -193,7 +234,7 @@ impl Lowering<'_> {
                 let (logits, vocabulary) = (self.plain(op.logits), self.cols(op.logits));
                 one(sample::sample(logits, vocabulary, rows, &self.view, self.sampled))
             }
-        }
+        })
     }
 
     fn rms_norm(&self, op: &RmsNorm) -> Launch {
@@ -246,26 +287,120 @@ impl Lowering<'_> {
         }
     }
 
-    fn attention(&self, op: &Attention) -> Vec<Launch> {
+    /// Decoded rows are cut along the sequence, those of prompts go through FlashAttention, where the
+    /// precision has it.
+    fn attention(&self, op: &Attention) -> Result<Vec<Launch>, BackendError> {
         let (partials, partial_bytes) = self.partials;
-        attention::attention(&attention::AttentionArgs {
-            kv: self.kv,
-            layer: op.layer,
-            spec: &op.spec,
-            query: self.plain(op.query),
-            sinks: op.spec.sinks.map(|sinks| self.vector(sinks)),
-            view: &self.view,
-            rows: self.bucket.rows,
-            splits: self.bucket.splits,
-            total: self.bucket.all_splits,
-            partials,
-            partial_bytes,
-            target: self.target(op.output),
-        })
+        let Bucket { rows, prefill, prompts, splits, all_splits, .. } = self.bucket;
+        let (query, target) = (self.plain(op.query), self.target(op.output));
+        let sinks = op.spec.sinks.map(|sinks| self.vector(sinks));
+        let flash = flash_in(self.precision);
+        let (cut, count) = match flash {
+            true => (rows - prefill, self.view.decode_rows()),
+            false => (rows, self.view.count(Rows::Tokens)),
+        };
+        let mut launches = Vec::new();
+        if cut > 0 {
+            launches = attention::attention(&attention::AttentionArgs {
+                kv: self.kv,
+                layer: op.layer,
+                spec: &op.spec,
+                query,
+                sinks,
+                view: &self.view,
+                count,
+                rows: cut,
+                splits,
+                total: all_splits,
+                partials,
+                partial_bytes,
+                target,
+            });
+        }
+        if flash && prefill > 0 {
+            launches.push(flash::flash(&flash::FlashArgs {
+                kv: self.kv,
+                layer: op.layer,
+                spec: &op.spec,
+                query,
+                sinks,
+                view: &self.view,
+                rows: prefill,
+                sequences: prompts,
+                precision: self.precision,
+                target,
+            })?);
+        }
+        Ok(launches)
     }
 
-    /// One launch for all weights of a format, up to as many as a launch takes.
-    fn linear(&self, op: &Linear) -> Vec<Launch> {
+    /// The rows of a product's input that go through the kernels for few rows and through those for
+    /// many: decoded ones and prompts', or, where the batch may choose, all of them through one.
+    pub(super) fn shares(&self, input: Value, form: Form) -> [Share; 2] {
+        let tokens = self.graph.value(input).rows == Rows::Tokens;
+        let (rows, end) = (self.rows(input), self.count(input));
+        let none = Share { rows: 0, first: 0, end };
+        let all = Share { rows, ..none };
+        if !matches!(form, Form::BF16 | Form::F16) {
+            return [all, none];
+        }
+        if !self.invariant {
+            return if rows > FEW_ROWS { [none, all] } else { [all, none] };
+        }
+        if !tokens {
+            return [all, none];
+        }
+        let (prefill, first) = (self.bucket.prefill, self.view.decode_rows());
+        let decoded = Share { rows: rows - prefill, first: 0, end: first };
+        [decoded, Share { rows: prefill, first, end }]
+    }
+
+    /// The launches of a product of `input`, in its form for weights of that type.
+    fn product(
+        &self,
+        input: Value,
+        dtype: DType,
+        segments: &[Segment<'_>],
+        activation: Option<Activation>,
+    ) -> Result<Vec<Launch>, BackendError> {
+        let columns = self.form(input, matvec::input_form(dtype, self.precision), 1);
+        let [few, many] = self.shares(input, columns.form());
+        let k = self.cols(input);
+        let mut launches = Vec::new();
+        if few.rows > 0 {
+            launches.push(matvec::product(&columns, k, few.rows, few.end, segments, activation));
+        }
+        if many.rows > 0 {
+            let (partials, bytes) = self.partials;
+            launches.push(matmul::launch(&matmul::Matmul {
+                input: &columns,
+                input_rows: self.rows(input),
+                k,
+                rows: many.rows,
+                first: many.first,
+                end: many.end,
+                segments,
+                activation,
+                invariant: self.invariant,
+                scratch: matmul::Scratch { partials, bytes, counters: self.counters },
+            })?);
+        }
+        Ok(launches)
+    }
+
+    pub(super) fn segment(
+        &self,
+        weight: Weight,
+        bias: Option<Weight>,
+        target: Columns,
+    ) -> Segment<'_> {
+        let bias = bias.map(|bias| self.vector(bias));
+        Segment { weight: &self.weights[weight.index()], bias, target }
+    }
+
+    /// One launch, or one for each share of the rows, for all weights of a format, up to as many as a
+    /// launch takes.
+    fn linear(&self, op: &Linear) -> Result<Vec<Launch>, BackendError> {
         let mut launches = Vec::new();
         let mut left: Vec<_> = op.projections.iter().collect();
         while let Some(first) = left.first() {
@@ -279,46 +414,32 @@ impl Lowering<'_> {
             left = others;
             let segments: Vec<_> = same
                 .iter()
-                .map(|projection| matvec::Segment {
-                    weight: &self.weights[projection.weight.index()],
-                    bias: projection.bias.map(|bias| self.vector(bias)),
-                    target: self.target(projection.output),
-                })
+                .map(|it| self.segment(it.weight, it.bias, self.target(it.output)))
                 .collect();
-            let input = self.form(op.input, matvec::input_form(dtype, self.precision));
-            let (k, rows) = (self.cols(op.input), self.rows(op.input));
-            launches.push(matvec::linear(&input, k, rows, self.count(op.input), &segments));
+            launches.extend(self.product(op.input, dtype, &segments, None)?);
         }
-        launches
+        Ok(launches)
     }
 
-    fn gated_linear(&self, at: usize, op: &GatedLinear) -> Vec<Launch> {
-        let half = |weight: Weight, bias: Option<Weight>| {
-            (&*self.weights[weight.index()], bias.map(|bias| self.vector(bias)))
-        };
-        let (gate, up) = (half(op.gate, op.gate_bias), half(op.up, op.up_bias));
-        let (k, rows, count) = (self.cols(op.input), self.rows(op.input), self.count(op.input));
-        let input = |weight: Weight| {
-            let dtype = self.graph.weight(weight).dtype;
-            self.form(op.input, matvec::input_form(dtype, self.precision))
-        };
+    fn gated_linear(&self, at: usize, op: &GatedLinear) -> Result<Vec<Launch>, BackendError> {
+        let dtype = |weight: Weight| self.graph.weight(weight).dtype;
+        let half = |weight, bias, target| self.segment(weight, bias, target);
         let target = self.target(op.output);
-        let (true, input_of_both) = (one_kernel(self.graph, op), input(op.gate)) else {
-            let halves = self.layout.halves[at].unwrap_or([0; 2]);
-            let [left, right] = halves.map(|offset| self.arena + offset as u64);
-            let cols = self.cols(op.output);
-            let product = |weight, (planes, bias), to| {
-                let target = Columns::f32(cols, to);
-                let segment = matvec::Segment { weight: planes, bias, target };
-                matvec::linear(&input(weight), k, rows, count, &[segment])
-            };
-            let map = elementwise::Map { input: left, cols, rows, count, target };
-            return vec![
-                product(op.gate, gate, left),
-                product(op.up, up, right),
-                elementwise::glu(&map, right, op.activation),
-            ];
-        };
-        vec![matvec::gated(&input_of_both, k, rows, count, gate, up, op.activation, target)]
+        if one_kernel(self.graph, [op.gate, op.up]) {
+            let segments = [half(op.gate, op.gate_bias, target), half(op.up, op.up_bias, target)];
+            return self.product(op.input, dtype(op.gate), &segments, Some(op.activation));
+        }
+        let (cols, rows) = (self.cols(op.output), self.rows(op.input));
+        let halves = self.layout.halves[at].unwrap_or([0; 2]);
+        let [left, right] = halves.map(|offset| self.arena + offset as u64);
+        let mut launches = Vec::new();
+        for (weight, bias, to) in [(op.gate, op.gate_bias, left), (op.up, op.up_bias, right)] {
+            let segments = [half(weight, bias, Columns::f32(cols, to))];
+            launches.extend(self.product(op.input, dtype(weight), &segments, None)?);
+        }
+        let count = self.count(op.input);
+        let map = elementwise::Map { input: left, cols, rows, count, target };
+        launches.push(elementwise::glu(&map, right, op.activation));
+        Ok(launches)
     }
 }

@@ -3,6 +3,7 @@
 mod description;
 mod layout;
 mod lower;
+mod mixture;
 mod step;
 
 use std::{any::Any, collections::HashMap, sync::Arc};
@@ -19,12 +20,12 @@ use realm_core::{
 use self::{
     description::Description,
     layout::Layout,
-    lower::{Bucket, Lowering, Stage},
+    lower::{Bucket, Lowering, Stage, flash_in},
     step::{CudaStep, Slots},
 };
 use super::{
     gpu::{Buffer, Gpu, HostBuffer, Mark, Recording},
-    kernels::{attention, rope},
+    kernels::{attention, matmul, rope},
     kv::{CudaKvPool, KV_BLOCK_TOKENS},
     weights::CudaWeight,
 };
@@ -45,6 +46,8 @@ pub(super) struct CudaProgram {
     layout: Layout,
     arena: Buffer,
     partials: Buffer,
+    /// Counters of products whose k is split: 0 between launches.
+    counters: Buffer,
     ropes: Vec<rope::Frequencies>,
     description: Description,
     /// The tokens that the last step chose.
@@ -56,6 +59,8 @@ pub(super) struct CudaProgram {
     identity: Arc<()>,
     recordings: Recordings,
     info: ProgramInfo,
+    /// Whether a row's role alone chooses its kernels.
+    invariant: bool,
     poison: bool,
 }
 
@@ -84,10 +89,10 @@ fn splits(tokens: usize) -> usize {
 
 /// Splits that a step's rows see together, at most, as buckets count them: eight numbers an octave, so
 /// that few blocks find no work.
-fn all_splits(sequences: &[SequenceRows<'_>]) -> usize {
+fn all_splits<'a>(sequences: impl Iterator<Item = &'a SequenceRows<'a>>) -> usize {
     let splits =
         |it: &SequenceRows<'_>| it.rows.len() * it.length().div_ceil(attention::SPLIT).max(1);
-    let all = sequences.iter().map(splits).sum::<usize>().max(1);
+    let all = sequences.map(splits).sum::<usize>().max(1);
     all.next_multiple_of((all.next_power_of_two() / 16).max(1))
 }
 
@@ -108,13 +113,15 @@ impl CudaProgram {
         kv: Arc<CudaKvPool>,
         options: CompileOptions,
     ) -> Result<Self, BackendError> {
-        let CompileOptions { limits, precision, poison } = options;
+        let CompileOptions { limits, precision, invariant, poison } = options;
         check(gpu, graph, &kv)?;
         let layout = Layout::new(graph, &limits, precision);
         let blocks = kv.spec().blocks;
         let splits = splits(blocks * KV_BLOCK_TOKENS);
         let arena = Buffer::new(gpu, layout.bytes, "the work memory")?;
         let partials = Buffer::new(gpu, partial_bytes(graph, &limits, splits), "the work memory")?;
+        let counters = Buffer::new(gpu, matmul::COUNTERS * 4, "the work memory")?;
+        counters.fill(0)?;
         let ropes = graph.ropes().iter().map(|table| rope::Frequencies::new(gpu, table));
         let ropes = ropes.collect::<Result<_, _>>()?;
         let description = Description::new(gpu, graph, &limits, blocks)?;
@@ -128,6 +135,7 @@ impl CudaProgram {
             layout,
             arena,
             partials,
+            counters,
             ropes,
             description,
             sampled: Buffer::new(gpu, limits.outputs * 4, "the sampled tokens")?,
@@ -136,19 +144,22 @@ impl CudaProgram {
             identity: Arc::default(),
             recordings: Recordings::default(),
             info: ProgramInfo { limits, precision, workspace_bytes },
+            invariant,
             poison,
         })
     }
 
-    fn stages(&self, bucket: Bucket) -> Vec<Stage> {
+    fn stages(&self, bucket: Bucket) -> Result<Vec<Stage>, BackendError> {
         let lowering = Lowering {
             graph: &self.graph,
             layout: &self.layout,
             weights: &self.weights,
             kv: &self.kv,
             precision: self.info.precision,
+            invariant: self.invariant,
             arena: self.arena.address(),
             partials: (self.partials.address(), self.partials.bytes()),
+            counters: self.counters.address(),
             ropes: &self.ropes,
             view: self.description.view(self.sampled.address()),
             given: self.description.given(),
@@ -158,25 +169,28 @@ impl CudaProgram {
         lowering.stages()
     }
 
-    /// The smallest bucket that holds a step.
+    /// The smallest bucket that holds a step; its own sizes, where it has prompts and is not recorded.
     fn bucket(&self, inputs: &Inputs<'_>) -> Bucket {
         let Limits { tokens, outputs, .. } = self.info.limits;
+        let prompt = |it: &&SequenceRows<'_>| it.role == Role::Prefill && !it.rows.is_empty();
+        let prompts = inputs.sequences.iter().filter(prompt);
+        let prefill: usize = prompts.clone().map(|it| it.rows.len()).sum();
         let up = |count: usize, most: usize| match count {
             0 => 0,
+            _ if prefill > 0 => count,
             _ => count.next_power_of_two().min(most),
         };
-        let longest = inputs.sequences.iter().map(|sequence| sequence.length()).max();
-        let splits = splits(longest.unwrap_or(1));
+        let flash = flash_in(self.info.precision);
+        let cut = inputs.sequences.iter().filter(|it| !flash || it.role == Role::Decode);
+        let splits = splits(cut.clone().map(SequenceRows::length).max().unwrap_or(1));
         Bucket {
             rows: up(inputs.tokens.len(), tokens),
+            prefill,
+            prompts: prompts.count(),
             outputs: up(inputs.outputs.len(), outputs),
             splits,
             // A single row wastes little, and would change its bucket often.
-            all_splits: if inputs.tokens.len() == 1 {
-                splits
-            } else {
-                all_splits(inputs.sequences)
-            },
+            all_splits: if inputs.tokens.len() == 1 { splits } else { all_splits(cut) },
             samples: !inputs.sampling.is_empty() && self.graph.sampled().is_some(),
         }
     }
@@ -228,19 +242,19 @@ impl CudaProgram {
     ) -> Result<Vec<(usize, Mark)>, BackendError> {
         if inputs.want_times {
             let mut times = vec![(0, Mark::timed(&self.gpu)?)];
-            for stage in self.stages(bucket) {
+            for stage in self.stages(bucket)? {
                 self.gpu.launch(&stage.launch)?;
                 times.push((stage.node, Mark::timed(&self.gpu)?));
             }
             return Ok(times);
         }
         if inputs.sequences.iter().any(|sequence| sequence.role == Role::Prefill) {
-            self.stages(bucket).iter().try_for_each(|stage| self.gpu.launch(&stage.launch))?;
+            self.stages(bucket)?.iter().try_for_each(|stage| self.gpu.launch(&stage.launch))?;
             return Ok(Vec::new());
         }
         if !self.recordings.replay(bucket, self.steps)? {
             let launches: Vec<_> =
-                self.stages(bucket).into_iter().map(|stage| stage.launch).collect();
+                self.stages(bucket)?.into_iter().map(|stage| stage.launch).collect();
             self.recordings.add(bucket, Recording::new(&self.gpu, &launches)?, self.steps);
             self.recordings.replay(bucket, self.steps)?;
         }

@@ -6,7 +6,7 @@ use super::{
     fake::{ROOM, calls, fail, live, log},
     *,
 };
-use crate::cuda::gpu::{Buffer, HostBuffer, Launch, Mark, Recording};
+use crate::cuda::gpu::{Buffer, HostBuffer, Launch, Mark, Recording, TensorMapSpec};
 
 fn open(driver: Driver) -> Result<Device, Reason> {
     open_with(driver, || Ok(calls()), images(), 0, None)
@@ -60,6 +60,40 @@ fn everything_is_given_back() {
     assert_eq!(live(), [""; 0]);
     // Nothing is unloaded under a kernel that runs.
     assert_eq!(log()[..2], ["cuStreamSynchronize", "cuModuleUnload"]);
+}
+
+#[test]
+fn tensor_maps_are_made_by_the_driver() {
+    let gpu = opened();
+    let map = TensorMapSpec {
+        address: 0x1000,
+        cols: 100,
+        rows: 7,
+        row_bytes: 208,
+        box_cols: 64,
+        box_rows: 32,
+    };
+    let bytes = gpu.tensor_map(&map).unwrap();
+    let expected: Vec<u8> = (0..128).map(|i| i / 8).collect();
+    assert_eq!(bytes[..], expected[..]);
+    // Words of 16 bits; not interleaved, 128 bytes swizzled, lines of 128 bytes, zeros outside.
+    let call = "cuTensorMapEncodeTiled 1 0x1000 [100, 7] 208 [64, 32] [1, 1] 0 3 2 0";
+    assert_eq!(log(), [call]);
+
+    let refused = gpu.tensor_map(&TensorMapSpec { box_rows: 300, ..map }).unwrap_err().to_string();
+    assert!(refused.contains("boxes of 300 × 64: its boxes are not"), "{refused}");
+    assert_eq!(log(), [""; 0]);
+    fail("cuTensorMapEncodeTiled", 1);
+    let refused = gpu.tensor_map(&map).unwrap_err().to_string();
+    assert!(refused.contains("cuTensorMapEncodeTiled") && !refused.contains('\n'), "{refused}");
+}
+
+#[test]
+fn hopper_alone_has_wgmma() {
+    let wgmma = |driver| open(driver).unwrap().facts().wgmma;
+    assert!(wgmma(good()));
+    assert!(!wgmma(Driver { device_get_attribute: attribute::<8, 0>, ..good() }));
+    assert!(!wgmma(Driver { device_get_attribute: attribute::<10, 0>, ..good() }));
 }
 
 #[test]

@@ -188,6 +188,33 @@ unsafe extern "system" fn get_function(to: *mut Raw, _: Raw, name: *const c_char
     unsafe { put(to, ptr::without_provenance_mut(usize::from(name.as_bytes()[0]))) };
     called(format!("cuModuleGetFunction {name}"))
 }
+#[expect(clippy::too_many_arguments, reason = "the driver's")]
+unsafe extern "system" fn encode(
+    to: *mut sys::CUtensorMap,
+    kind: c_uint,
+    rank: u32,
+    address: u64,
+    dims: *const u64,
+    strides: *const u64,
+    boxes: *const u32,
+    steps: *const u32,
+    interleave: c_uint,
+    swizzle: c_uint,
+    promotion: c_uint,
+    fill: c_uint,
+) -> c_int {
+    assert_eq!((rank, to as usize % 64), (2, 0));
+    // SAFETY: as the API's reference asks of the caller, for two dimensions.
+    let (dims, strides) = unsafe { (*dims.cast::<[u64; 2]>(), *strides) };
+    // SAFETY: as above.
+    let (boxes, steps) = unsafe { (*boxes.cast::<[u32; 2]>(), *steps.cast::<[u32; 2]>()) };
+    // SAFETY: as above.
+    unsafe { (*to).opaque = std::array::from_fn(|i| i as u64 * 0x0101_0101_0101_0101) };
+    called(format!(
+        "cuTensorMapEncodeTiled {kind} {address:#x} {dims:?} {strides} {boxes:?} {steps:?} \
+         {interleave} {swizzle} {promotion} {fill}"
+    ))
+}
 unsafe extern "system" fn param_info(
     _: Raw,
     index: usize,
@@ -262,6 +289,7 @@ pub(super) fn calls() -> Calls {
         stream_destroy,
         stream_begin_capture: begin,
         stream_end_capture: end,
+        tensor_map_encode_tiled: encode,
         module_load_data: module_load,
         module_get_function: get_function,
         module_unload,

@@ -126,6 +126,7 @@ fn run(
         query: query.address(),
         sinks: sinks.as_ref().map(Buffer::address),
         view: &step.view,
+        count: step.view.count(realm_core::graph::Rows::Tokens),
         rows,
         splits: how.splits,
         total: how.total,

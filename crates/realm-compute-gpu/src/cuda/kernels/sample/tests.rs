@@ -166,10 +166,12 @@ fn zeros_of_both_signs_are_equals_to_the_greedy_and_ranked_for_the_rest() {
 #[test]
 fn nothing_to_choose_is_no_token() {
     let (gpu, _) = rig("none");
-    let rows = vec![vec![f32::NAN; 5000], vec![f32::NEG_INFINITY; 5000]];
+    let mut infinite = vec![1.0; 5000];
+    infinite[4321] = f32::INFINITY;
+    let rows = vec![vec![f32::NAN; 5000], vec![f32::NEG_INFINITY; 5000], infinite];
     let hot = Sampling { temperature: 1.0, top_k: 40, top_p: 0.9, ..Sampling::GREEDY };
-    assert_eq!(sampled(&gpu, &rows, &[hot; 2]), [NO_TOKEN; 2]);
-    assert_eq!(sampled(&gpu, &rows, &[Sampling::GREEDY; 2]), [NO_TOKEN; 2]);
+    assert_eq!(sampled(&gpu, &rows, &[hot; 3]), [NO_TOKEN; 3]);
+    assert_eq!(sampled(&gpu, &rows, &[Sampling::GREEDY; 3]), [NO_TOKEN; 3]);
 }
 
 /// A position at which the random number is so small that the first candidate is taken.

@@ -27,6 +27,7 @@ fn device(shared_memory: u32, multiprocessor_shared_memory: u32, multiprocessors
         shared_memory: shared_memory << 10,
         multiprocessors,
         multiprocessor_shared_memory: multiprocessor_shared_memory << 10,
+        wgmma: true,
     }
 }
 
