@@ -359,7 +359,7 @@ part_prefill() {
         file=$scratch/llama-3.1-8b.$kind.gguf
         synthesise "$kind" "$file" || return $?
         if limited "$(rest)" "$bin/realm" bench -m "$file" --device cuda --require-gpu -p 4096 -n 0 \
-            -r "$repetitions" --json >"$bench"; then
+            --step 4096 -r "$repetitions" --json >"$bench"; then
             cat "$bench"
             python3 "$here/rows.py" prefill "$bench" "$kind" || status=$?
         else
@@ -382,7 +382,8 @@ part_sanitizer() {
     fi
     for tool in memcheck racecheck; do
         for name in model/q4_k/f32/kv-f32/fused model/q4_k/int8 linear/q4_k/bf16 linear/q6_k/f32 \
-            linear/q8_0/int8 linear/f16/f16 attention/d128 attention/d64 rms-norm-of-sum/cols257 \
+            linear/q8_0/int8 linear/f16/f16 linear-many/q4_k linear-many/bf16/bf16 moe/2of4/q4_k \
+            attention/d128 attention/d64 attention/d96 attention/d256 rms-norm-of-sum/cols257 \
             rope/halves embed/q4_k sample/cols257; do
             echo "$tool: cuda/$name"
             said=$(limited "$(rest)" compute-sanitizer --tool "$tool" --error-exitcode 9 \

@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Device {
             name: name.into(),
             variant: variant.into(),
+            only: "",
             backend: if isa <= best {
                 Ok(Arc::new(CpuBackend::new(&CpuOptions { threads: Some(threads), isa })))
             } else {

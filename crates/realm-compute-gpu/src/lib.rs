@@ -75,6 +75,15 @@ pub fn open_cuda_emulated_sm80(seed: u64) -> Result<Arc<dyn Backend>, Reason> {
     cuda::open_emulated_sm80(seed)
 }
 
+/// Opens either emulated CUDA device with a single multiprocessor: kernels that are only worth while for
+/// large launches then run in small ones.
+///
+/// # Errors
+/// [`Reason::NotBuiltIn`] without the feature `cuda-emulated`.
+pub fn open_cuda_emulated_small(seed: u64, hopper: bool) -> Result<Arc<dyn Backend>, Reason> {
+    cuda::open_emulated_small(seed, hopper)
+}
+
 /// A CUDA kernel of this build, as the emulated devices know it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct EmulatedKernel {

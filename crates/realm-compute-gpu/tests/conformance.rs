@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use realm_compute_gpu::{
     Reason, emulated_kernels, open_cuda, open_cuda_emulated, open_cuda_emulated_sm80,
+    open_cuda_emulated_small,
 };
 use realm_conformance::{Device, random::Random};
 
@@ -12,16 +13,20 @@ use realm_conformance::{Device, random::Random};
 const NOT_OF_THE_SUITE: &str = "baselines";
 
 fn main() -> ExitCode {
-    let device = |name: &str, variant: &str, backend: Result<_, Reason>| Device {
+    let device = |name: &str, rest: &str, backend: Result<_, Reason>, only| Device {
         name: name.into(),
-        variant: variant.into(),
+        variant: format!("{name}{rest}"),
         backend: backend.map_err(|reason| reason.to_string()),
+        only,
     };
-    let seed = Random::fresh_seed();
+    let (emulated, seed) = ("cuda-emulated", Random::fresh_seed());
+    let small = |hopper| open_cuda_emulated_small(seed, hopper);
     let devices = vec![
-        device("cuda-emulated", "cuda-emulated", open_cuda_emulated(seed)),
-        device("cuda-emulated", "cuda-emulated-sm80", open_cuda_emulated_sm80(seed)),
-        device("cuda", "cuda", open_cuda(0)),
+        device(emulated, "", open_cuda_emulated(seed), ""),
+        device(emulated, "-sm80", open_cuda_emulated_sm80(seed), ""),
+        device(emulated, "-small", small(true), "linear-many/"),
+        device(emulated, "-sm80-small", small(false), "linear-many/"),
+        device("cuda", "", open_cuda(0), ""),
     ];
     realm_conformance::main_and(devices, every_kernel_has_run)
 }

@@ -15,6 +15,8 @@ pub struct Device {
     pub variant: String,
     /// The backend, or the reason why it is missing.
     pub backend: Result<Arc<dyn Backend>, String>,
+    /// Only the cases whose names start so; all of the suite where it is empty.
+    pub only: &'static str,
 }
 
 /// Whether `REALM_REQUIRE` names a device: where it is missing, that is a failure then.
@@ -37,10 +39,10 @@ pub fn main_and(devices: Vec<Device>, whole: impl FnOnce() -> Result<(), String>
     let cases: Vec<Arc<crate::Case>> =
         cases::all(&Random::new(seed)).into_iter().map(Arc::new).collect();
     let mut trials = Vec::new();
-    for Device { name, variant, backend } in devices {
+    for Device { name, variant, backend, only } in devices {
         match backend {
             Ok(backend) => {
-                for case in &cases {
+                for case in cases.iter().filter(|case| case.name.starts_with(only)) {
                     let (case, backend) = (case.clone(), backend.clone());
                     let name = format!("{variant}/{}", case.name);
                     trials.push(match cases::moe::lacking(&case, &*backend) {
@@ -49,6 +51,9 @@ pub fn main_and(devices: Vec<Device>, whole: impl FnOnce() -> Result<(), String>
                             run::check(&case, &*backend, seed).map_err(Failed::from)
                         }),
                     });
+                }
+                if !only.is_empty() {
+                    continue;
                 }
                 trials.extend(cases::invariance::trials(&variant, &backend, seed));
                 trials.extend(cases::moe::trials(&variant, &backend, seed));

@@ -61,7 +61,7 @@ pub(crate) struct BenchArgs {
         long,
         value_name = "TOKENS",
         default_value = "512",
-        value_parser = clap::value_parser!(u32).range(1..=65_536)
+        value_parser = clap::value_parser!(u32).range(1..=65_535)
     )]
     step: u32,
     /// How often each test is measured

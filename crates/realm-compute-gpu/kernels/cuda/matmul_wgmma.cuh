@@ -18,8 +18,8 @@ struct WgmmaPlan {
     // whole warpgroup can give its own away.
     static constexpr bool CLAIMS = N == 256;
     static constexpr u32 THREADS = CLAIMS ? 384 : 288;
-    // Blocks for which a multiprocessor's memory is enough, its 228 KiB less the KiB that each takes
-    // for itself: products of few rows wait for memory, not for one another.
+    // Blocks for which a multiprocessor's memory is enough, its 228 KiB less the KiB that each
+    // takes for itself: products of few rows wait for memory, not for one another.
     static constexpr u32 SHARERS = N <= 64 ? 2 : 1;
     static constexpr u32 BYTES = 228 * 1024 / SHARERS - 1024;
     // Those for which its registers are: weights that need no decoding are loaded too far ahead for
@@ -137,6 +137,7 @@ struct WgmmaProducer : WgmmaBlock<F, N> {
     DEVICE void copy_planes() {
         const u32 bytes = this->tiles(stage) * F::TILE_BYTES;
         planes.wait_empty();
+        sync_warp();
         if (lane() == 0) arrive_expect(planes.full(planes.place), CONSUMERS * bytes);
         sync_warp();
         if (lane() < CONSUMERS) {
@@ -152,6 +153,9 @@ struct WgmmaProducer : WgmmaBlock<F, N> {
 
     DEVICE void copy_input(u32 chunk) {
         inputs.wait_empty();
+        // A lane that lagged behind would find the phase after the one that it waits for, which looks
+        // like the one before.
+        sync_warp();
         if (lane() == 0) {
             arrive_expect(inputs.full(inputs.place), Plan::INPUT_BYTES);
             copy_tensor(shared + inputs.place * Plan::INPUT_BYTES, p.map,
@@ -248,7 +252,10 @@ struct WgmmaConsumer : WgmmaBlock<F, N> {
 
     // Starts the products of a chunk that is there, then waits for those of the chunk before.
     template <u32 PLACE>
-    DEVICE void multiply(const u32 (&from)[4][4]) {
+    DEVICE void multiply(u32 (&from)[4][4]) {
+#pragma unroll
+        for (u32 step = 0; step < 4; step++) pin_registers(from[step]);
+        pin_registers(sums);
         wgmma_fence();
 #pragma unroll
         for (u32 step = 0; step < 4; step++) {

@@ -21,6 +21,10 @@ pub(crate) fn open_emulated(_seed: u64) -> Result<Arc<dyn Backend>, Reason> {
     Err(Reason::NotBuiltIn { feature: "cuda-emulated" })
 }
 
+pub(crate) fn open_emulated_small(_seed: u64, _hopper: bool) -> Result<Arc<dyn Backend>, Reason> {
+    Err(Reason::NotBuiltIn { feature: "cuda-emulated" })
+}
+
 pub(crate) fn open_emulated_sm80(_seed: u64) -> Result<Arc<dyn Backend>, Reason> {
     Err(Reason::NotBuiltIn { feature: "cuda-emulated" })
 }

@@ -37,9 +37,18 @@ pub(crate) fn open(seed: u64) -> Result<Arc<dyn Gpu>, Reason> {
     Ok(Emulated::new(seed))
 }
 
+/// As many as an H200 has.
+const MULTIPROCESSORS: u32 = 132;
+
 /// The same, as a device that lacks what Hopper brought: it runs the kernels for Ampere.
 pub(crate) fn open_sm80(seed: u64) -> Result<Arc<dyn Gpu>, Reason> {
-    Ok(Emulated::named(SM80, false, seed))
+    Ok(Emulated::named(SM80, false, MULTIPROCESSORS, seed))
+}
+
+/// Either of them with a single multiprocessor, for which a launch of a few blocks is a large one: what
+/// is only worth while with many then runs at small sizes.
+pub(crate) fn open_small(seed: u64, wgmma: bool) -> Result<Arc<dyn Gpu>, Reason> {
+    Ok(Emulated::named(if wgmma { NAME } else { SM80 }, wgmma, 1, seed))
 }
 
 /// Every kernel but those that test the emulation, and whether it has run in this process.
@@ -60,10 +69,10 @@ impl Emulated {
     /// A device; `seed` varies the order of its threads and when its queue runs.
     #[expect(clippy::new_ret_no_self, reason = "used through the trait alone")]
     pub(crate) fn new(seed: u64) -> Arc<dyn Gpu> {
-        Self::named(NAME, true, seed)
+        Self::named(NAME, true, MULTIPROCESSORS, seed)
     }
 
-    fn named(name: &'static str, wgmma: bool, seed: u64) -> Arc<dyn Gpu> {
+    fn named(name: &'static str, wgmma: bool, multiprocessors: u32, seed: u64) -> Arc<dyn Gpu> {
         let kernels = if wgmma { "the CUDA kernels" } else { "the CUDA kernels for sm_80" };
         let facts = Facts {
             name: name.into(),
@@ -72,7 +81,7 @@ impl Emulated {
             ),
             memory: None,
             shared_memory: 227 * 1024,
-            multiprocessors: 132,
+            multiprocessors,
             multiprocessor_shared_memory: 228 * 1024,
             wgmma,
         };

@@ -56,6 +56,11 @@ pub(crate) fn open_emulated(seed: u64) -> Result<Arc<dyn Backend>, Reason> {
     Ok(Arc::new(backend::CudaBackend::new(emulated::open(seed)?)))
 }
 
+/// The backend on an emulated device with one multiprocessor.
+pub(crate) fn open_emulated_small(seed: u64, hopper: bool) -> Result<Arc<dyn Backend>, Reason> {
+    Ok(Arc::new(backend::CudaBackend::new(emulated::open_small(seed, hopper)?)))
+}
+
 /// The backend on the emulated device that lacks what Hopper brought.
 pub(crate) fn open_emulated_sm80(seed: u64) -> Result<Arc<dyn Backend>, Reason> {
     Ok(Arc::new(backend::CudaBackend::new(emulated::open_sm80(seed)?)))

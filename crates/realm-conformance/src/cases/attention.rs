@@ -25,9 +25,16 @@ const MASKS: [Mask; 4] = [
 /// The cases: every head size with every mask, the rest drawn.
 pub fn cases(random: &mut Random) -> Vec<Case> {
     let mut cases = Vec::new();
+    // A backend without tensor cores for such a cache may have kernels by the size of groups.
+    for (head_dim, group) in
+        [64, 128, 256].into_iter().flat_map(|dim| [1, 4, 8].map(|group| (dim, group)))
+    {
+        let mask = random.pick(&MASKS);
+        cases.push(attention(random, head_dim, mask, Some(KvType::F32), Some((1, group))));
+    }
     for head_dim in [16, 40, 64, 80, 96, 128, 256] {
         for mask in MASKS {
-            cases.push(attention(random, head_dim, mask, None));
+            cases.push(attention(random, head_dim, mask, None, None));
         }
     }
     for kv_type in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0] {
@@ -44,8 +51,10 @@ pub fn cases(random: &mut Random) -> Vec<Case> {
 /// cache's elements are, or as the precision says.
 fn narrow(random: &mut Random, head_dim: usize, kv_type: KvType, precision: Precision) -> Case {
     let mask = random.pick(&MASKS);
-    let mut case = attention(random, head_dim, mask, Some(kv_type));
-    let as_bf16 = precision == Precision::BF16 || kv_type == KvType::BF16;
+    let mut case = attention(random, head_dim, mask, Some(kv_type), None);
+    let as_bf16 = precision == Precision::BF16
+        || kv_type == KvType::BF16
+        || (precision, kv_type) == (Precision::Int8, KvType::F32);
     let rounds_as = if as_bf16 { Precision::BF16 } else { Precision::F16 };
     case.name = format!("{}/{precision}", case.name);
     let mut case = case.precision(rounds_as);
@@ -63,8 +72,15 @@ fn schedule(random: &mut Random) -> Vec<Vec<Chunk>> {
     ]
 }
 
-fn attention(random: &mut Random, head_dim: usize, mask: Mask, kv_type: Option<KvType>) -> Case {
-    let (kv_heads, group) = random.pick(&[(1, 1), (2, 1), (1, 4), (2, 3), (1, 8)]);
+fn attention(
+    random: &mut Random,
+    head_dim: usize,
+    mask: Mask,
+    kv_type: Option<KvType>,
+    heads: Option<(usize, usize)>,
+) -> Case {
+    let drawn = random.pick(&[(1, 1), (2, 1), (1, 4), (2, 3), (1, 8)]);
+    let (kv_heads, group) = heads.unwrap_or(drawn);
     let types: &[KvType] = if head_dim.is_multiple_of(32) {
         &[KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0]
     } else {

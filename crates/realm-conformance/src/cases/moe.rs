@@ -38,9 +38,14 @@ pub fn cases(random: &mut Random) -> Vec<Case> {
         let other = random.pick(&[Precision::F16, Precision::BF16, Precision::Int8]);
         for precision in [Precision::F32, other] {
             cases.push(gated(random, dtype, precision));
+        }
+        // A backend may have a kernel for each.
+        for precision in [Precision::F32, Precision::F16, Precision::BF16, Precision::Int8] {
             cases.push(linear(random, dtype, precision));
         }
-        cases.push(whole(random, dtype));
+        for precision in [Precision::F32, other] {
+            cases.push(whole(random, dtype, precision));
+        }
     }
     cases
 }
@@ -157,7 +162,7 @@ fn linear(random: &mut Random, dtype: DType, precision: Precision) -> Case {
 }
 
 /// All ops of a mixture, and a residual addition.
-fn whole(random: &mut Random, dtype: DType) -> Case {
+fn whole(random: &mut Random, dtype: DType, precision: Precision) -> Case {
     let mixture = random.pick(&MIXTURES[..5]);
     let [m, n, _] = sizes(random, dtype, mixture[0]);
     let (cols, inner) = (256, n.next_multiple_of(dtype.block_len()));
@@ -172,8 +177,15 @@ fn whole(random: &mut Random, dtype: DType) -> Case {
     let fed = case.graph.moe_linear(gated, chosen, down);
     let fed = case.graph.moe_sum(fed, weights);
     let output = case.graph.add(input, fed);
-    let name = title("moe", mixture, &dtype.to_string(), [m, inner, cols]);
-    case.finish(name, output).typical(1.0).steps(steps(m))
+    let kind = format!("{dtype}/{precision}");
+    let name = title("moe", mixture, &kind, [m, inner, cols]);
+    let case = case.finish(name, output).precision(precision).typical(1.0).steps(steps(m));
+    let mut case = if random.below(2) == 0 { case.by_batch() } else { case };
+    if precision != Precision::F32 {
+        // The rounding errors of three products.
+        case.tolerance *= 3f64.sqrt();
+    }
+    case
 }
 
 /// Whether a device lacks ops of mixtures of experts, as not every one has them: why, if so.

@@ -86,7 +86,7 @@ impl Device {
                 shared_memory: properties.shared_memory,
                 multiprocessors: properties.multiprocessors,
                 multiprocessor_shared_memory: properties.multiprocessor_shared_memory,
-                wgmma: properties.compute_capability == (9, 0),
+                wgmma: properties.compute_capability == (9, 0) && images.have_wgmma(),
             },
             memory: properties.memory,
             device: properties.device,

@@ -46,6 +46,11 @@ impl Images {
         self.archs.join(",")
     }
 
+    /// Whether the kernels for Hopper alone are there: in its machine code they stand instead of others.
+    pub(super) fn have_wgmma(&self) -> bool {
+        self.archs.contains(&"90a")
+    }
+
     /// Whether a device of this compute capability runs them. Machine code of a capability runs on
     /// later minor versions of the same major one; with an `f` the same, with an `a` on that very
     /// one; from PTX (of capability 9.0) the driver makes machine code for any later device.

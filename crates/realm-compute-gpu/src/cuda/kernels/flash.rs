@@ -16,7 +16,6 @@ use realm_core::{
 };
 use zerocopy::{Immutable, IntoBytes};
 
-use super::attention;
 use crate::cuda::{
     gpu::Launch,
     kv::{CudaKvPool, KvLayerView},
@@ -76,11 +75,12 @@ enum Input {
 }
 
 impl Input {
-    /// A cache of 16 bits goes in as it is, integers and their scales fit f16.
+    /// A cache of 16 bits goes in as it is, integers and their scales fit f16. Where nothing asks for f16
+    /// numbers of any size fit.
     fn new(kv_type: KvType, precision: Precision) -> Self {
         match (kv_type, precision) {
-            (KvType::BF16, _) | (KvType::F32, Precision::BF16) => Self::BF16,
-            _ => Self::F16,
+            (KvType::F32, Precision::F16) | (KvType::F16 | KvType::Q8_0, _) => Self::F16,
+            (KvType::BF16 | KvType::F32, _) => Self::BF16,
         }
     }
 
@@ -128,8 +128,7 @@ impl Variant {
         // are converted.
         let (dim, groups, step, stages, slots): (usize, _, _, _, _) = match head_dim {
             0..=64 => (64, 3, 128, 4, 4),
-            65..=96 => (96, 2, 128, 2, 4),
-            97..=128 => (128, 2, 128, 2, 4),
+            65..=128 => (128, 2, 128, 2, 4),
             _ => (256, 2, 64, 2, 2),
         };
         let rows = groups * 64;
@@ -139,7 +138,7 @@ impl Variant {
             KvType::Q8_0 => (slots, 64 * dim + 64 * dim / 32 * 2),
             KvType::F32 => (slots, 16 * dim * 4),
         };
-        let matrices = (rows + 2 * stages * step) * dim.next_multiple_of(64) * 2;
+        let matrices = (rows + 2 * stages * step) * dim * 2;
         let barriers = 4 * stages + groups + slots;
         let shared = matrices + slots * slot + rows * 4 + barriers * 8 + 96;
         Self { wgmma: true, dim, rows, warps: 4 + 4 * groups, shared }

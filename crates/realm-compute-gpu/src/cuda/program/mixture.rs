@@ -22,7 +22,6 @@ use crate::cuda::{
         matvec::{self, Segment, input_form},
         moe,
     },
-    planes::TILE_ROWS,
     step::{Columns, Form},
 };
 
@@ -49,13 +48,6 @@ impl Product {
 
     fn mixture(&self, graph: &Graph) -> Mixture {
         graph.mixture(self.experts, self.output, self.weight)
-    }
-
-    /// Whether there is a kernel for many rows: where an expert's rows are whole tiles.
-    fn grouped(&self, graph: &Graph, precision: Precision) -> bool {
-        many_form(precision) != Form::F32
-            && self.mixture(graph).n.is_multiple_of(TILE_ROWS)
-            && self.mixture(graph).count > 0
     }
 }
 
@@ -86,9 +78,9 @@ fn many_form(precision: Precision) -> Form {
 #[derive(Debug)]
 pub(super) struct Mixtures {
     /// For each value of chosen experts: where each expert's slots start, and the slots' numbers.
-    groups: Vec<Option<[usize; 2]>>,
+    pub(super) groups: Vec<Option<[usize; 2]>>,
     /// For each node its input's rows.
-    gathered: Vec<Option<usize>>,
+    pub(super) gathered: Vec<Option<usize>>,
 }
 
 impl Mixtures {
@@ -102,10 +94,10 @@ impl Mixtures {
     ) -> Self {
         let mut groups = vec![None; graph.values().len()];
         let mut gathered = vec![None; graph.nodes().len()];
-        let products = |at: usize| {
-            let product = Product::of(&graph.nodes()[at].op);
-            product.filter(|product| product.grouped(graph, precision))
-        };
+        if many_form(precision) == Form::F32 {
+            return Self { groups, gathered };
+        }
+        let products = |at: usize| Product::of(&graph.nodes()[at].op);
         for (at, node) in graph.nodes().iter().enumerate() {
             if let Some(product) = products(at) {
                 let Mixture { used, .. } = product.mixture(graph);
@@ -179,19 +171,15 @@ impl Lowering<'_> {
         let info = self.graph.weight(product.weight);
         let (form, k) = (input_form(info.dtype, self.precision), info.cols);
         let columns = self.form(input, form, if own_input { used } else { 1 });
-        let [mut few, mut many] = self.shares(input, form);
-        let gathered = self.layout.mixtures.gathered[at];
-        if gathered.is_none() {
-            few = Share { rows: self.rows(input), first: 0, end: self.count(input) };
-            many.rows = 0;
-        }
+        let [few, many] = self.shares(input, form);
         let mut launches = Vec::new();
         if few.rows > 0 {
             let slots = matvec::Slots { experts: self.plain(experts), count, used, own_input };
             let (rows, end) = (few.rows, few.end);
             launches.push(matvec::mixture(&columns, k, rows, end, segments, activation, &slots));
         }
-        if let (Some(offset), Some(groups)) = (gathered, self.groups(experts, count, &many))
+        if let Some(offset) = self.layout.mixtures.gathered[at]
+            && let Some(groups) = self.groups(experts, count, &many)
             && many.rows > 0
         {
             let sorted = Columns::new(form, k, self.arena + offset as u64, 0);

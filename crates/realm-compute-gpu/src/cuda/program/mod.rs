@@ -72,14 +72,15 @@ fn attentions(graph: &Graph) -> impl Iterator<Item = &realm_core::graph::ops::At
     })
 }
 
-/// Bytes of attention's work memory: what all rows need at `splits` splits, or the cap, but at least
-/// what one row needs.
-fn partial_bytes(graph: &Graph, limits: &Limits, splits: usize) -> usize {
+/// Bytes of memory for partial results: of attention what all rows need at `splits` splits, or the cap,
+/// but at least what one row needs; of products whose k is split, where it may be.
+fn partial_bytes(graph: &Graph, limits: &Limits, splits: usize, invariant: bool) -> usize {
     let bytes = attentions(graph).map(|op| {
         let one = attention::partial_bytes(&op.spec, 1, splits);
         (one * limits.tokens).min(PARTIAL_BYTES).max(one)
     });
-    bytes.max().unwrap_or(0)
+    let products = if invariant { 0 } else { matmul::SCRATCH_BYTES };
+    bytes.max().unwrap_or(0).max(products)
 }
 
 /// Splits of a sequence of so many tokens, as buckets count them.
@@ -99,9 +100,9 @@ fn all_splits<'a>(sequences: impl Iterator<Item = &'a SequenceRows<'a>>) -> usiz
 impl CudaProgram {
     /// Bytes of work memory, as far as the graph and the limits tell. `options.precision` is not `Auto`.
     pub(super) fn workspace_bytes(graph: &Graph, options: &CompileOptions) -> usize {
-        let CompileOptions { limits, precision, .. } = options;
+        let CompileOptions { limits, precision, invariant, .. } = options;
         Layout::new(graph, limits, *precision).bytes
-            + partial_bytes(graph, limits, PLANNED_SPLITS)
+            + partial_bytes(graph, limits, PLANNED_SPLITS, *invariant)
             + Description::bytes(graph, limits, 0)
     }
 
@@ -119,7 +120,8 @@ impl CudaProgram {
         let blocks = kv.spec().blocks;
         let splits = splits(blocks * KV_BLOCK_TOKENS);
         let arena = Buffer::new(gpu, layout.bytes, "the work memory")?;
-        let partials = Buffer::new(gpu, partial_bytes(graph, &limits, splits), "the work memory")?;
+        let partial_bytes = partial_bytes(graph, &limits, splits, invariant);
+        let partials = Buffer::new(gpu, partial_bytes, "the work memory")?;
         let counters = Buffer::new(gpu, matmul::COUNTERS * 4, "the work memory")?;
         counters.fill(0)?;
         let ropes = graph.ropes().iter().map(|table| rope::Frequencies::new(gpu, table));

@@ -17,7 +17,7 @@ use zerocopy::IntoBytes;
 use self::definition::{
     Case, Mixed, Setup, as_floats, check, definition, error, queries, run, spec,
 };
-use super::{Tiling, Variant, supports};
+use super::{super::attention::supports, Tiling, Variant};
 use crate::cuda::{
     emulated,
     gpu::Gpu,

@@ -194,7 +194,8 @@ fn sums() {
         let numbers = |rig: &mut Rig, count| -> Vec<f32> {
             (0..count).map(|_| rig.random.normal()).collect()
         };
-        let (slots, weights) = (numbers(&mut rig, rows * used * cols), numbers(&mut rig, rows * used));
+        let (slots, weights) =
+            (numbers(&mut rig, rows * used * cols), numbers(&mut rig, rows * used));
         let memory = [rig.upload(slots.as_bytes()), rig.upload(weights.as_bytes())];
         let count = rig.count(rows);
         let mut expected = vec![0.0_f32; rows * cols];

@@ -1,6 +1,9 @@
 use std::ops::Range;
 
-use realm_conformance::{cases::model::llama, random::Random};
+use realm_conformance::{
+    cases::model::{llama, mixture},
+    random::Random,
+};
 use realm_core::{DType, fuse};
 
 use super::*;
@@ -8,7 +11,10 @@ use super::*;
 const LIMITS: Limits = Limits { tokens: 5, outputs: 2, sequences: 2 };
 
 fn fused(dtype: DType) -> Graph {
-    let mut graph = llama(&mut Random::new(3), dtype).graph;
+    fused_graph(llama(&mut Random::new(3), dtype).graph)
+}
+
+fn fused_graph(mut graph: Graph) -> Graph {
     fuse::fuse(&mut graph);
     graph
 }
@@ -24,6 +30,7 @@ fn plain(graph: &Graph, layout: &Layout, value: Value) -> Vec<Range<usize>> {
 fn forms(graph: &Graph, layout: &Layout, value: Value) -> Vec<Range<usize>> {
     let (rows, cols) = (most_rows(graph, value, &LIMITS), graph.value(value).cols);
     let forms = layout.values[value.index()].forms.iter().flat_map(|it| {
+        let (rows, cols) = (rows * it.slots, cols / it.slots);
         let data = it.data..it.data + it.form.data_bytes(rows, cols);
         [data, it.scales..it.scales + it.form.scale_bytes(rows, cols)]
     });
@@ -32,18 +39,47 @@ fn forms(graph: &Graph, layout: &Layout, value: Value) -> Vec<Range<usize>> {
 
 /// What a node reads: products forms, where there are any, everything else f32 rows.
 fn reads(graph: &Graph, layout: &Layout, op: &Op) -> Vec<Range<usize>> {
-    let product = matches!(op, Op::Linear(_) | Op::GatedLinear(_));
+    let product =
+        matches!(op, Op::Linear(_) | Op::GatedLinear(_) | Op::MoeGatedLinear(_) | Op::MoeLinear(_));
     let of = |value| {
         let forms = forms(graph, layout, value);
         if product && !forms.is_empty() { forms } else { plain(graph, layout, value) }
     };
-    op.inputs().into_iter().flat_map(of).collect()
+    let ordered = op.inputs().into_iter().flat_map(|value| groups(graph, layout, value));
+    op.inputs().into_iter().flat_map(of).chain(ordered).collect()
+}
+
+/// The order of slots by chosen experts.
+fn groups(graph: &Graph, layout: &Layout, experts: Value) -> Vec<Range<usize>> {
+    let count = graph.nodes().iter().find_map(|node| match &node.op {
+        Op::MoeRoute(op) if op.experts == experts => Some(graph.value(op.logits).cols),
+        _ => None,
+    });
+    let slots = most_rows(graph, experts, &LIMITS) * graph.value(experts).cols;
+    let sizes = [count.unwrap_or(0) + 1, slots];
+    let places = layout.mixtures.groups[experts.index()]
+        .map(|places| places.into_iter().zip(sizes).map(|(place, words)| place..place + 4 * words));
+    places.into_iter().flatten().collect()
+}
+
+/// What a product of many rows copies its input to.
+fn gathered(graph: &Graph, layout: &Layout, at: usize) -> Vec<Range<usize>> {
+    let (experts, weight) = match &graph.nodes()[at].op {
+        Op::MoeGatedLinear(op) => (op.experts, op.gate),
+        Op::MoeLinear(op) => (op.experts, op.weight),
+        _ => return Vec::new(),
+    };
+    let slots = most_rows(graph, experts, &LIMITS) * graph.value(experts).cols;
+    let bytes = Form::BF16.data_bytes(slots, graph.weight(weight).cols);
+    layout.mixtures.gathered[at].map(|start| start..start + bytes).into_iter().collect()
 }
 
 #[test]
 fn no_node_overwrites_what_it_or_a_later_one_reads() {
     for precision in [Precision::F32, Precision::F16, Precision::BF16, Precision::Int8] {
-        for graph in [fused(DType::Q4_K), llama(&mut Random::new(3), DType::F16).graph] {
+        let experts = mixture(&mut Random::new(3), DType::Q4_K).graph;
+        let unfused = llama(&mut Random::new(3), DType::F16).graph;
+        for graph in [fused(DType::Q4_K), unfused, experts.clone(), fused_graph(experts)] {
             let layout = Layout::new(&graph, &LIMITS, precision);
             let nodes = graph.nodes();
             for (at, node) in nodes.iter().enumerate() {
@@ -52,8 +88,10 @@ fn no_node_overwrites_what_it_or_a_later_one_reads() {
                     .outputs()
                     .into_iter()
                     .flat_map(|value| {
-                        [plain(&graph, &layout, value), forms(&graph, &layout, value)].concat()
+                        let found = [plain, forms, groups].map(|find| find(&graph, &layout, value));
+                        found.concat()
                     })
+                    .chain(gathered(&graph, &layout, at))
                     .collect();
                 let made = |op: &Op| {
                     op.inputs()

@@ -17,7 +17,8 @@ use zerocopy::IntoBytes;
 use crate::cuda::{
     gpu::{Buffer, Gpu},
     kernels::{
-        flash::{FlashArgs, Input, flash, supports},
+        attention::supports,
+        flash::{FlashArgs, Input, flash},
         rope::{Write, kv_write},
     },
     kv::{
