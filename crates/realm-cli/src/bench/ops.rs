@@ -44,6 +44,8 @@ fn matrices(node: &Node) -> Vec<realm_core::graph::Weight> {
     match &node.op {
         Op::Linear(op) => op.projections.iter().map(|projection| projection.weight).collect(),
         Op::GatedLinear(op) => vec![op.gate, op.up],
+        Op::MoeGatedLinear(op) => vec![op.gate, op.up],
+        Op::MoeLinear(op) => vec![op.weight],
         Op::Embed(op) => vec![op.table],
         _ => vec![],
     }
