@@ -11,5 +11,6 @@ fn main() -> ExitCode {
         name: "reference".into(),
         variant: "reference".into(),
         backend: Ok(Arc::new(ReferenceBackend::new(16))),
+        only: "",
     }])
 }
