@@ -188,7 +188,6 @@ unsafe extern "system" fn get_function(to: *mut Raw, _: Raw, name: *const c_char
     unsafe { put(to, ptr::without_provenance_mut(usize::from(name.as_bytes()[0]))) };
     called(format!("cuModuleGetFunction {name}"))
 }
-#[expect(clippy::too_many_arguments, reason = "the driver's")]
 unsafe extern "system" fn encode(
     to: *mut sys::CUtensorMap,
     kind: c_uint,
