@@ -212,15 +212,17 @@ fn logits_are_f16s_up_to_the_overflow_and_bf16s_from_there_on() {
     };
     for (device, _) in devices() {
         let mut prompt = quiet(&mut random, 75);
-        prompt[66] = LOUD as u32;
+        // The first row of its step: on some devices an infinite value reaches the rows of its own step
+        // that come before it, too.
+        prompt[64] = LOUD as u32;
         let mut narrow = engine(&model, &device, Precision::F16, KvType::F16);
         let found = logits(&mut narrow, &prompt);
-        assert!(narrow.take_notes()[0].contains("step 2 gave no numbers as logits of token 67,"));
+        assert!(narrow.take_notes()[0].contains("step 2 gave no numbers as logits of token 65,"));
         let mut wide = engine(&model, &device, Precision::BF16, KvType::F16);
         let wide = logits(&mut wide, &prompt);
         let mut calm = engine(&model, &device, Precision::F16, KvType::F16);
-        let calm = logits(&mut calm, &prompt[..66]);
-        let at = 66 * VOCABULARY;
+        let calm = logits(&mut calm, &prompt[..64]);
+        let at = 64 * VOCABULARY;
         assert_eq!((found.len(), found[at..].to_vec()), (75 * VOCABULARY, wide[at..].to_vec()));
         assert_eq!(found[..at], calm, "{}", device.info().name);
         assert_ne!(found[..at], wide[..at]);
