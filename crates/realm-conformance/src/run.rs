@@ -35,14 +35,6 @@ pub fn run(case: &Case, backend: &dyn Backend, seed: u64) -> Result<Vec<StepOutp
     case.steps.iter().map(|step| prepared.step(step, false)).collect()
 }
 
-/// What a backend lacks for a case, where it says so when the case is compiled.
-pub fn unsupported(case: &Case, backend: &dyn Backend) -> Option<String> {
-    match Prepared::new(case, backend, 0) {
-        Err(error @ BackendError::Unsupported { .. }) => Some(error.to_string()),
-        _ => None,
-    }
-}
-
 /// Runs the steps of a case several times over and gives the seconds of each node in every run of the
 /// last step.
 ///

@@ -128,8 +128,9 @@ impl Engine {
     ///
     /// # Errors
     /// The device's failure: the sequences are as they were, and the next call tries again. Logits that
-    /// are no numbers where nothing is in f16 (otherwise bf16 takes its place), which ends the sequences that the error names; the others go on, and the next call
-    /// gives the tokens that they got in this step. The same where biases and penalties leave no token.
+    /// are no numbers where nothing is in f16 (otherwise bf16 takes its place), which ends the sequences
+    /// that the error names; the others go on, and the next call gives the tokens that they got in this
+    /// step. The same where biases and penalties leave no token.
     pub fn step(&mut self) -> Result<Vec<Event>, RuntimeError> {
         if let Some(error) = self.failures.pop() {
             return Err(error);

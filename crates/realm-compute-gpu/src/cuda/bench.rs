@@ -149,6 +149,10 @@ struct Scale {
     /// Rows of products of many, and tokens of a prompt whose attention is measured.
     many: [usize; 4],
     prompt: usize,
+    /// Tokens of the prompt whose attention is compared with the plain way, and how often the arithmetic's
+    /// peak is drawn from the registers.
+    attended: usize,
+    peak_rounds: u32,
     /// Bytes of the copy.
     copied: usize,
     /// Bytes that weights or caches take at least until the first is read again.
@@ -171,6 +175,8 @@ impl Scale {
             contexts: [4096, 32768],
             many: [16, 64, 512, 4096],
             prompt: 16384,
+            attended: 4096,
+            peak_rounds: 20_000,
             copied: 2 << 30,
             // The largest L2 caches of today have 126 MB.
             rotated: 768 << 20,
@@ -189,6 +195,8 @@ impl Scale {
                 contexts: [64, 1024],
                 many: [16, 64, 80, 200],
                 prompt: 128,
+                attended: 128,
+                peak_rounds: 4,
                 copied: 1 << 16,
                 rotated: 1 << 18,
                 launches: 2,

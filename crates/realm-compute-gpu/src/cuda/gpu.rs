@@ -8,6 +8,7 @@
 use std::{fmt, ops::Range, sync::Arc};
 
 use realm_core::backend::BackendError;
+use zerocopy::{Immutable, IntoBytes};
 
 /// What a device is, as far as kernels and plans depend on it.
 #[derive(Debug, Clone)]
@@ -90,6 +91,26 @@ impl TensorMapSpec {
             "a matrix of {rows} rows of {cols} elements, {row_bytes} bytes apart, at {address:#x}, in \
              boxes of {box_rows} × {box_cols}: {problem}"
         ))
+    }
+}
+
+impl Launch {
+    /// A launch without dynamic shared memory, over a grid of two axes.
+    pub(crate) fn new(
+        unit: &str,
+        kernel: impl Into<String>,
+        [x, y]: [usize; 2],
+        threads: u32,
+        parameters: &(impl IntoBytes + Immutable),
+    ) -> Self {
+        Self {
+            unit: unit.into(),
+            kernel: kernel.into(),
+            grid: [x as u32, y as u32, 1],
+            threads,
+            shared: 0,
+            parameters: parameters.as_bytes().to_vec(),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use libtest_mimic::{Failed, Trial};
+use libtest_mimic::Trial;
 use realm_core::{
     DType,
     backend::{Backend, KvType, Precision},
@@ -15,7 +15,6 @@ use crate::{
     Case,
     case::{CaseBuilder, Chunk},
     random::Random,
-    run,
 };
 
 const VOCABULARY: usize = 40;
@@ -188,12 +187,6 @@ fn whole(random: &mut Random, dtype: DType, precision: Precision) -> Case {
     case
 }
 
-/// Whether a device lacks ops of mixtures of experts, as not every one has them: why, if so.
-pub fn lacking(case: &Case, backend: &dyn Backend) -> Option<String> {
-    let mixture = case.graph.nodes().iter().any(|node| node.op.name().starts_with("Moe"));
-    if mixture { run::unsupported(case, backend) } else { None }
-}
-
 /// Invariance where rows are grouped by expert: who chose the same must not matter.
 pub fn trials(variant: &str, backend: &Arc<dyn Backend>, seed: u64) -> Vec<Trial> {
     let kinds = [
@@ -206,18 +199,7 @@ pub fn trials(variant: &str, backend: &Arc<dyn Backend>, seed: u64) -> Vec<Trial
         let mut random = Random::new(seed).named("moe invariance");
         let case = model::mixture(&mut random, dtype).precision(precision).kv_type(kv_type);
         let name = format!("{variant}/invariance/moe/{dtype}/{precision}").to_lowercase();
-        match lacking(&case, &*backend) {
-            Some(reason) => skipped(&name, &reason),
-            None => {
-                Trial::test(name, move || invariance::same_alone_and_batched(case, &*backend, seed))
-            }
-        }
+        Trial::test(name, move || invariance::same_alone_and_batched(case, &*backend, seed))
     };
     kinds.into_iter().map(trial).collect()
-}
-
-/// A trial that shows that something is left out, and why.
-pub fn skipped(name: &str, reason: &str) -> Trial {
-    Trial::test(format!("{name} skipped: {reason}"), || Err(Failed::from("an op is missing")))
-        .with_ignored_flag(true)
 }

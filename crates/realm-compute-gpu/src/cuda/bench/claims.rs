@@ -1,6 +1,6 @@
 //! Comparisons with the plain way of doing the same work.
 
-use std::{sync::Arc, time::Instant};
+use std::time::Instant;
 
 use realm_core::{
     Bytes, DType,
@@ -11,15 +11,15 @@ use realm_core::{
 };
 use zerocopy::{Immutable, IntoBytes};
 
-use super::lab::Lab;
+use super::{lab::Lab, products::Room};
 use crate::{
     claims::{Comparison, Limits, Pair, Timed},
     cuda::{
-        gpu::{Buffer, Launch, Mark},
-        kernels::{matmul, matvec},
+        gpu::{Launch, Mark},
+        kernels::matvec,
         kv::KV_BLOCK_TOKENS,
         step::{Columns, Form},
-        weights::{CudaWeight, planes_bytes},
+        weights::planes_bytes,
     },
 };
 
@@ -29,22 +29,6 @@ const UNIT: &str = "baselines";
 const ROWS: usize = 512;
 /// k of a tile of Q4_K.
 const TILE_K: usize = 256;
-
-fn launch(
-    kernel: &str,
-    grid: [usize; 2],
-    threads: u32,
-    parameters: &(impl IntoBytes + Immutable),
-) -> Launch {
-    Launch {
-        unit: UNIT.into(),
-        kernel: kernel.into(),
-        grid: [grid[0] as u32, grid[1] as u32, 1],
-        threads,
-        shared: 0,
-        parameters: parameters.as_bytes().to_vec(),
-    }
-}
 
 /// `planes` of a Q4_K weight of `[rows, cols]` become the planes of a BF16 weight at `target`.
 pub(super) fn dequantize(planes: u64, target: u64, [rows, cols]: [usize; 2]) -> Launch {
@@ -59,7 +43,7 @@ pub(super) fn dequantize(planes: u64, target: u64, [rows, cols]: [usize; 2]) -> 
     let (tiles, row_tiles) = (cols.div_ceil(TILE_K), rows.div_ceil(16));
     let (all, each) = (row_tiles as u32, tiles as u32);
     let parameters = Params { planes, target, tiles: each, row_tiles: all };
-    launch("dequantize", [tiles, row_tiles.div_ceil(4)], 128, &parameters)
+    Launch::new(UNIT, "dequantize", [tiles, row_tiles.div_ceil(4)], 128, &parameters)
 }
 
 /// Scores of `tokens` rows become probabilities: bf16, causal.
@@ -71,46 +55,7 @@ pub(super) fn softmax(scores: u64, tokens: usize, scale: f32) -> Launch {
         cols: u32,
         scale: f32,
     }
-    launch("softmax", [tokens, 1], 256, &Params { scores, cols: tokens as u32, scale })
-}
-
-/// Memory that products of many rows share.
-struct Room {
-    partials: Buffer,
-    counters: Buffer,
-}
-
-impl Room {
-    fn new(lab: &Lab) -> Result<Self, BackendError> {
-        let partials = lab.room(matmul::SCRATCH_BYTES)?;
-        Ok(Self { partials, counters: lab.room(4 * matmul::COUNTERS)? })
-    }
-
-    /// A product of `rows` rows of bf16 with one weight; `end` is the address of their number.
-    fn product(
-        &self,
-        (input, k, rows): (&Columns, usize, usize),
-        end: u64,
-        weight: &Arc<CudaWeight>,
-        target: Columns,
-    ) -> Result<Launch, BackendError> {
-        matmul::launch(&matmul::Matmul {
-            input,
-            input_rows: rows,
-            k,
-            rows,
-            first: 0,
-            end,
-            segments: &[matvec::Segment { weight, bias: None, target }],
-            activation: None,
-            invariant: false,
-            scratch: matmul::Scratch {
-                partials: self.partials.address(),
-                bytes: self.partials.bytes(),
-                counters: self.counters.address(),
-            },
-        })
-    }
+    Launch::new(UNIT, "softmax", [tokens, 1], 256, &Params { scores, cols: tokens as u32, scale })
 }
 
 fn info(dtype: DType, [rows, cols]: [usize; 2]) -> WeightInfo {
@@ -123,11 +68,6 @@ impl Lab {
         [self.scale.feed_forward, self.scale.hidden]
     }
 
-    /// Tokens of the prompt.
-    fn tokens(&self) -> usize {
-        if self.toy { 128 } else { 4096 }
-    }
-
     pub(crate) fn size(&self, comparison: Comparison) -> String {
         let [rows, cols] = self.shape();
         let [heads, _, head] = self.scale.heads;
@@ -135,7 +75,7 @@ impl Lab {
             Comparison::FusedRow | Comparison::CopiedRow => format!("Q4_K {rows}x{cols}, 1 row"),
             Comparison::FusedRows => format!("Q4_K {rows}x{cols}, {ROWS} rows"),
             Comparison::Attention => {
-                format!("{} tokens, {heads} heads of {head}, causal", self.tokens())
+                format!("{} tokens, {heads} heads of {head}, causal", self.scale.attended)
             }
             Comparison::Half => format!("BF16 {rows}x{cols}, {ROWS} rows"),
         }
@@ -177,7 +117,7 @@ impl Lab {
                 Ok(pair((fused, ours), (way, plain), least, PEAK))
             }
             Comparison::Attention => {
-                let (tokens, [heads, _, head]) = (self.tokens(), self.scale.heads);
+                let (tokens, [heads, _, head]) = (self.scale.attended, self.scale.heads);
                 let ours = self.prefill(tokens, head)?;
                 let plain = self.materialised(tokens)?;
                 // Half of the products are masked.
@@ -207,11 +147,11 @@ impl Lab {
             return Ok(rate);
         }
         const WARPS: usize = 8;
-        let rounds: u32 = if self.toy { 4 } else { 20_000 };
+        let rounds: u32 = self.scale.peak_rounds;
         let blocks = 2 * self.gpu.facts().multiprocessors.max(1) as usize;
         let sink = self.room(blocks * WARPS * 32 * 4)?;
         let parameters = Params { sink: sink.address(), rounds, unused: 0 };
-        let one = launch("peak", [blocks, 1], 32 * WARPS as u32, &parameters);
+        let one = Launch::new(UNIT, "peak", [blocks, 1], 32 * WARPS as u32, &parameters);
         let seconds = self.replayed(&[one])?;
         let products = blocks * WARPS * rounds as usize * 8;
         let rate = (products * 2 * 16 * 8 * 16) as f64 / seconds;

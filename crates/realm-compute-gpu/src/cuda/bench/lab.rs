@@ -26,8 +26,6 @@ pub(crate) struct Lab {
     random: u64,
     copy_rate: Option<f64>,
     pub(super) peak_rate: Option<f64>,
-    /// Sizes are those of an emulated device.
-    pub(super) toy: bool,
     /// The weights that the last product read: the next may want the same.
     pub(super) weights: Option<WeightSet>,
 }
@@ -54,7 +52,6 @@ impl Lab {
             random: 0x9e37_79b9_7f4a_7c15,
             copy_rate: None,
             peak_rate: None,
-            toy: sizes == Sizes::Toy,
             weights: None,
         }
     }

@@ -23,6 +23,45 @@ use crate::cuda::{
 /// Weights that are drawn and encoded; the rest of a matrix repeats them.
 const DRAWN: usize = 1 << 15;
 
+/// Memory that products of many rows share.
+pub(super) struct Room {
+    partials: Buffer,
+    counters: Buffer,
+}
+
+impl Room {
+    pub(super) fn new(lab: &Lab) -> Result<Self, BackendError> {
+        let partials = lab.room(matmul::SCRATCH_BYTES)?;
+        Ok(Self { partials, counters: lab.room(4 * matmul::COUNTERS)? })
+    }
+
+    /// A product of `rows` rows with one weight; `end` is the address of their number.
+    pub(super) fn product(
+        &self,
+        (input, k, rows): (&Columns, usize, usize),
+        end: u64,
+        weight: &Arc<CudaWeight>,
+        target: Columns,
+    ) -> Result<Launch, BackendError> {
+        matmul::launch(&matmul::Matmul {
+            input,
+            input_rows: rows,
+            k,
+            rows,
+            first: 0,
+            end,
+            segments: &[matvec::Segment { weight, bias: None, target }],
+            activation: None,
+            invariant: false,
+            scratch: matmul::Scratch {
+                partials: self.partials.address(),
+                bytes: self.partials.bytes(),
+                counters: self.counters.address(),
+            },
+        })
+    }
+}
+
 impl Lab {
     /// Seconds of a product, and the bytes of its weights.
     pub(super) fn product(
@@ -74,28 +113,9 @@ impl Lab {
         let (input, _input) = self.columns(form, k, count, &step.view)?;
         let room = self.room(Form::F32.data_bytes(count, n))?;
         let target = Columns::f32(n, room.address());
-        let [partials, counters] =
-            [matmul::SCRATCH_BYTES, 4 * matmul::COUNTERS].map(|it| self.room(it));
-        let (partials, counters) = (partials?, counters?);
-        let scratch = matmul::Scratch {
-            partials: partials.address(),
-            bytes: partials.bytes(),
-            counters: counters.address(),
-        };
+        let (memory, end) = (Room::new(self)?, step.view.count(Rows::Tokens));
         let launch = |at: usize| {
-            let weight = &weights[at % weights.len()];
-            matmul::launch(&matmul::Matmul {
-                input: &input,
-                input_rows: count,
-                k,
-                rows: count,
-                first: 0,
-                end: step.view.count(Rows::Tokens),
-                segments: &[matvec::Segment { weight, bias: None, target }],
-                activation: None,
-                invariant: false,
-                scratch,
-            })
+            memory.product((&input, k, count), end, &weights[at % weights.len()], target)
         };
         let launches = (0..self.scale.launches.max(weights.len())).map(launch);
         let launches: Vec<Launch> = launches.collect::<Result<_, _>>()?;

@@ -33,6 +33,11 @@ const SLOT_LIMIT: usize = 2048;
 const MAX_ROWS: usize = 65_535;
 const NO_WINDOW: u32 = u32::MAX;
 
+/// Tokens that a row sees, itself included, as the kernels are told.
+pub(super) fn window(spec: &AttentionSpec) -> u32 {
+    spec.mask.window.map_or(NO_WINDOW, |window| window.try_into().unwrap_or(NO_WINDOW))
+}
+
 /// What the kernels are told: twin of the struct in `attention.cuh`.
 #[derive(Debug, Clone, Copy, IntoBytes, Immutable)]
 #[repr(C)]
@@ -257,7 +262,7 @@ pub(crate) fn attention(args: &AttentionArgs<'_>) -> Vec<Launch> {
             splits: plan.splits as u32,
             units: plan.units as u32,
             causal: spec.mask.causal.into(),
-            window: spec.mask.window.map_or(NO_WINDOW, |w| w.try_into().unwrap_or(NO_WINDOW)),
+            window: window(spec),
             direct: direct.into(),
             scale: spec.scale,
             soft_cap: spec.soft_cap.unwrap_or(0.0),

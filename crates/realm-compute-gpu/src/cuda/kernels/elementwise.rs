@@ -50,27 +50,11 @@ impl From<&Map> for MapParams {
     }
 }
 
-fn launch(
-    kernel: &str,
-    grid: [usize; 2],
-    threads: u32,
-    parameters: &(impl IntoBytes + Immutable),
-) -> Launch {
-    Launch {
-        unit: UNIT.into(),
-        kernel: kernel.into(),
-        grid: [grid[0] as u32, grid[1] as u32, 1],
-        threads,
-        shared: 0,
-        parameters: parameters.as_bytes().to_vec(),
-    }
-}
-
 /// A launch over rows and shares of their columns, pads included.
 fn map_launch(kernel: &str, map: &Map, parameters: &(impl IntoBytes + Immutable)) -> Launch {
     debug_assert!(kernel == "prepare" || map.target.form() != Form::Int8, "{kernel} to int8");
     let cols = map.cols.max(map.target.stride as usize);
-    launch(kernel, [map.rows, cols.div_ceil(SHARE)], THREADS, parameters)
+    Launch::new(UNIT, kernel, [map.rows, cols.div_ceil(SHARE)], THREADS, parameters)
 }
 
 /// `target = input`, in any form: integers of [`Form::Int8`] are the CPU backend's, and a block of 32
@@ -184,10 +168,10 @@ pub(crate) fn rms_norm(op: &RmsNorm) -> Launch {
         group: group as u32,
     };
     if group == map.cols {
-        return launch("rms_norm", [map.rows, 1], NORM_THREADS, &parameters);
+        return Launch::new(UNIT, "rms_norm", [map.rows, 1], NORM_THREADS, &parameters);
     }
     let blocks = (map.cols / group.max(1)).div_ceil(THREADS as usize / 32);
-    launch("rms_norm_groups", [map.rows, blocks], THREADS, &parameters)
+    Launch::new(UNIT, "rms_norm_groups", [map.rows, blocks], THREADS, &parameters)
 }
 
 /// `target = (x − mean) / √(variance + epsilon) · weight + bias`; `weight` and `bias` are addresses of
@@ -205,7 +189,7 @@ pub(crate) fn layer_norm(map: &Map, weight: u64, bias: Option<u64>, epsilon: f32
     debug_assert!(map.target.form() != Form::Int8, "a norm to int8");
     let bias = bias.unwrap_or(0);
     let parameters = Params { map: map.into(), weight, bias, epsilon, unused: 0 };
-    launch("layer_norm", [map.rows, 1], NORM_THREADS, &parameters)
+    Launch::new(UNIT, "layer_norm", [map.rows, 1], NORM_THREADS, &parameters)
 }
 
 #[cfg(test)]

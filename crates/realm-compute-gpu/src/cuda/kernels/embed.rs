@@ -37,14 +37,8 @@ pub(crate) fn embed(table: &CudaWeight, view: &StepView, rows: usize, target: Co
     };
     // Threads come in fours, which share 64 columns.
     let blocks = info.cols.next_multiple_of(4 * THREAD_COLS).div_ceil(THREADS * THREAD_COLS);
-    Launch {
-        unit: "embed".into(),
-        kernel: format!("embed_{}", info.dtype.name().to_lowercase()),
-        grid: [blocks.max(1) as u32, rows as u32, 1],
-        threads: THREADS as u32,
-        shared: 0,
-        parameters: parameters.as_bytes().to_vec(),
-    }
+    let kernel = format!("embed_{}", info.dtype.name().to_lowercase());
+    Launch::new("embed", kernel, [blocks.max(1), rows], THREADS as u32, &parameters)
 }
 
 #[cfg(test)]

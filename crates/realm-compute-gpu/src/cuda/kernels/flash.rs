@@ -16,13 +16,12 @@ use realm_core::{
 };
 use zerocopy::{Immutable, IntoBytes};
 
+use super::attention;
 use crate::cuda::{
     gpu::Launch,
     kv::{CudaKvPool, KvLayerView},
     step::{Columns, Form, StepView},
 };
-
-const NO_WINDOW: u32 = u32::MAX;
 
 /// What the kernels are told: twin of the struct in `flash.cuh`.
 #[derive(Debug, Clone, Copy, IntoBytes, Immutable)]
@@ -205,7 +204,7 @@ pub(crate) fn flash(args: &FlashArgs<'_>) -> Result<Launch, BackendError> {
         block_heads: tiling.block_heads as u32,
         tile_rows: tiling.tile_rows as u32,
         causal: spec.mask.causal.into(),
-        window: spec.mask.window.map_or(NO_WINDOW, |w| w.try_into().unwrap_or(NO_WINDOW)),
+        window: attention::window(spec),
         scale: spec.scale,
         soft_cap: spec.soft_cap.unwrap_or(0.0),
         unused: [0; 7],

@@ -18,22 +18,6 @@ const GROUP_THREADS: u32 = 1024;
 /// Threads that copy a row.
 const COPY_THREADS: u32 = 128;
 
-fn launch(
-    kernel: &str,
-    grid: [usize; 2],
-    threads: u32,
-    parameters: &(impl IntoBytes + Immutable),
-) -> Launch {
-    Launch {
-        unit: UNIT.into(),
-        kernel: kernel.into(),
-        grid: [grid[0] as u32, grid[1] as u32, 1],
-        threads,
-        shared: 0,
-        parameters: parameters.as_bytes().to_vec(),
-    }
-}
-
 /// The choice of experts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Route {
@@ -78,7 +62,7 @@ pub(crate) fn route(route: &Route) -> Launch {
         unused: 0,
     };
     let shared = 4 * (all.next_multiple_of(4) + used) as u32;
-    Launch { shared, ..launch("route", [rows, 1], ROUTE_THREADS, &parameters) }
+    Launch { shared, ..Launch::new(UNIT, "route", [rows, 1], ROUTE_THREADS, &parameters) }
 }
 
 /// Slots of some rows of a step, ordered by expert.
@@ -114,7 +98,7 @@ pub(crate) fn group(groups: &Groups, chosen: u64) -> Launch {
     }
     let &Groups { first, end, used, experts, starts, order } = groups;
     let parameters = Params { chosen, first, end, starts, order, used: used as u32, unused: 0 };
-    launch("group", [experts, 1], GROUP_THREADS, &parameters)
+    Launch::new(UNIT, "group", [experts, 1], GROUP_THREADS, &parameters)
 }
 
 /// Copies rows of a product's input to the order of slots, for up to `rows` rows of the step: `input` has a
@@ -154,7 +138,7 @@ pub(crate) fn gather(
         units: input.stride / 8,
         unused: 0,
     };
-    launch("gather", [rows * groups.used, 1], COPY_THREADS, &parameters)
+    Launch::new(UNIT, "gather", [rows * groups.used, 1], COPY_THREADS, &parameters)
 }
 
 /// `target = Σ weight · slot` of a row's `used` slots: `map.input` has rows of `used · map.cols` elements,
@@ -171,7 +155,7 @@ pub(crate) fn sum(map: &Map, weights: u64, used: usize) -> Launch {
     debug_assert!(map.target.form() != Form::Int8, "a sum to int8");
     let cols = map.cols.max(map.target.stride as usize);
     let parameters = Params { map: map.into(), weights, used: used as u32, unused: 0 };
-    launch("sum", [map.rows, cols.div_ceil(SHARE)], THREADS, &parameters)
+    Launch::new(UNIT, "sum", [map.rows, cols.div_ceil(SHARE)], THREADS, &parameters)
 }
 
 #[cfg(test)]

@@ -36,14 +36,7 @@ pub(crate) fn sample(
         vocabulary: vocabulary as u32,
         unused: 0,
     };
-    Launch {
-        unit: "sample".into(),
-        kernel: "sample".into(),
-        grid: [outputs as u32, 1, 1],
-        threads: THREADS,
-        shared: 0,
-        parameters: parameters.as_bytes().to_vec(),
-    }
+    Launch::new("sample", "sample", [outputs, 1], THREADS, &parameters)
 }
 
 #[cfg(test)]

@@ -176,20 +176,23 @@ fn allocate(gpu: &Arc<dyn Gpu>, places: &Places) -> Result<(Buffer, Vec<Stage>),
     Ok((device, (0..STAGES).map(stage).collect::<Result<_, BackendError>>()?))
 }
 
-/// Where each row of a step goes: those that are no prompt's first.
-fn places_of_rows(inputs: &Inputs<'_>, to: &mut Vec<u32>) -> usize {
+/// Where each row of a step goes: those that are no prompt's first. Gives their number.
+fn places_of_rows(inputs: &Inputs<'_>, to: &mut Vec<u32>) -> u32 {
     to.clear();
     to.resize(inputs.tokens.len(), 0);
-    let mut next = 0..;
+    let mut next = 0;
     let mut take = |role| {
         for sequence in inputs.sequences.iter().filter(|sequence| sequence.role == role) {
-            to[sequence.rows.clone()].iter_mut().zip(&mut next).for_each(|(to, at)| *to = at);
+            for place in &mut to[sequence.rows.clone()] {
+                *place = next;
+                next += 1;
+            }
         }
+        next
     };
-    take(Role::Decode);
+    let decoded = take(Role::Decode);
     take(Role::Prefill);
-    let decoded = inputs.sequences.iter().filter(|sequence| sequence.role == Role::Decode);
-    decoded.map(|sequence| sequence.rows.len()).sum()
+    decoded
 }
 
 /// Writes a description and gives the length of all but `given`.
@@ -204,7 +207,7 @@ fn write(bytes: &mut [u8], places: &Places, inputs: &Inputs<'_>, lists: &mut Lis
         rows: inputs.tokens.len() as u32,
         outputs: inputs.outputs.len() as u32,
         sequences: inputs.sequences.len() as u32,
-        decode_rows: decode_rows as u32,
+        decode_rows,
     };
     put(0, counts.as_bytes());
     blocks.clear();

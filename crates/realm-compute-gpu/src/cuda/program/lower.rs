@@ -371,7 +371,6 @@ impl Lowering<'_> {
             launches.push(matvec::product(&columns, k, few.rows, few.end, segments, activation));
         }
         if many.rows > 0 {
-            let (partials, bytes) = self.partials;
             launches.push(matmul::launch(&matmul::Matmul {
                 input: &columns,
                 input_rows: self.rows(input),
@@ -382,9 +381,34 @@ impl Lowering<'_> {
                 segments,
                 activation,
                 invariant: self.invariant,
-                scratch: matmul::Scratch { partials, bytes, counters: self.counters },
+                scratch: self.scratch(),
             })?);
         }
+        Ok(launches)
+    }
+
+    /// Memory of products whose k is split.
+    pub(super) fn scratch(&self) -> matmul::Scratch {
+        let (partials, bytes) = self.partials;
+        matmul::Scratch { partials, bytes, counters: self.counters }
+    }
+
+    /// A gated product of node `at` as two products, each with a target of its own in f32, which
+    /// `product` gets with the number of its half, and the activation.
+    pub(super) fn halves(
+        &self,
+        at: usize,
+        (input, output): (Value, Value),
+        activation: Activation,
+        product: impl Fn(usize, u64) -> Result<Vec<Launch>, BackendError>,
+    ) -> Result<Vec<Launch>, BackendError> {
+        let halves = self.layout.halves[at].unwrap_or([0; 2]);
+        let [left, right] = halves.map(|offset| self.arena + offset as u64);
+        let mut launches = product(0, left)?;
+        launches.extend(product(1, right)?);
+        let (cols, rows, count) = (self.cols(output), self.rows(input), self.count(input));
+        let map = elementwise::Map { input: left, cols, rows, count, target: self.target(output) };
+        launches.push(elementwise::glu(&map, right, activation));
         Ok(launches)
     }
 
@@ -423,23 +447,17 @@ impl Lowering<'_> {
 
     fn gated_linear(&self, at: usize, op: &GatedLinear) -> Result<Vec<Launch>, BackendError> {
         let dtype = |weight: Weight| self.graph.weight(weight).dtype;
-        let half = |weight, bias, target| self.segment(weight, bias, target);
-        let target = self.target(op.output);
+        let halves = [(op.gate, op.gate_bias), (op.up, op.up_bias)];
         if one_kernel(self.graph, [op.gate, op.up]) {
-            let segments = [half(op.gate, op.gate_bias, target), half(op.up, op.up_bias, target)];
+            let target = self.target(op.output);
+            let segments = halves.map(|(weight, bias)| self.segment(weight, bias, target));
             return self.product(op.input, dtype(op.gate), &segments, Some(op.activation));
         }
-        let (cols, rows) = (self.cols(op.output), self.rows(op.input));
-        let halves = self.layout.halves[at].unwrap_or([0; 2]);
-        let [left, right] = halves.map(|offset| self.arena + offset as u64);
-        let mut launches = Vec::new();
-        for (weight, bias, to) in [(op.gate, op.gate_bias, left), (op.up, op.up_bias, right)] {
-            let segments = [half(weight, bias, Columns::f32(cols, to))];
-            launches.extend(self.product(op.input, dtype(weight), &segments, None)?);
-        }
-        let count = self.count(op.input);
-        let map = elementwise::Map { input: left, cols, rows, count, target };
-        launches.push(elementwise::glu(&map, right, op.activation));
-        Ok(launches)
+        let cols = self.cols(op.output);
+        self.halves(at, (op.input, op.output), op.activation, |which, to| {
+            let (weight, bias) = halves[which];
+            let segments = [self.segment(weight, bias, Columns::f32(cols, to))];
+            self.product(op.input, dtype(weight), &segments, None)
+        })
     }
 }

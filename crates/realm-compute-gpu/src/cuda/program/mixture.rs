@@ -184,7 +184,6 @@ impl Lowering<'_> {
         {
             let sorted = Columns::new(form, k, self.arena + offset as u64, 0);
             launches.push(moe::gather(&groups, many.rows, &columns, own_input, &sorted));
-            let (partials, bytes) = self.partials;
             let product = matmul::Matmul {
                 input: &sorted,
                 input_rows: self.rows(input) * used,
@@ -195,7 +194,7 @@ impl Lowering<'_> {
                 segments,
                 activation,
                 invariant: self.invariant,
-                scratch: matmul::Scratch { partials, bytes, counters: self.counters },
+                scratch: self.scratch(),
             };
             let experts = matmul::Experts { count, starts: groups.starts, order: groups.order };
             launches.push(matmul::grouped(&product, experts)?);
@@ -225,19 +224,12 @@ impl Lowering<'_> {
             let segments = weights.map(|weight| self.segment(weight, None, target));
             return self.mixture_product(at, &product, &segments, Some(activation));
         }
-        let (cols, rows) = (self.cols(op.output), self.rows(op.input));
-        let halves = self.layout.halves[at].unwrap_or([0; 2]);
-        let [left, right] = halves.map(|offset| self.arena + offset as u64);
-        let mut launches = Vec::new();
-        for (weight, to) in weights.into_iter().zip([left, right]) {
-            let segment = self.segment(weight, None, Columns::f32(cols / used, to));
-            let product = Product { weight, ..product };
-            launches.extend(self.mixture_product(at, &product, &[segment], None)?);
-        }
-        let (count, target) = (self.count(op.input), self.target(op.output));
-        let map = elementwise::Map { input: left, cols, rows, count, target };
-        launches.push(elementwise::glu(&map, right, activation));
-        Ok(launches)
+        let cols = self.cols(op.output) / used;
+        self.halves(at, (op.input, op.output), activation, |which, to| {
+            let weight = weights[which];
+            let segment = self.segment(weight, None, Columns::f32(cols, to));
+            self.mixture_product(at, &Product { weight, ..product }, &[segment], None)
+        })
     }
 
     pub(super) fn moe_linear(
