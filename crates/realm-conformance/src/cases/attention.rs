@@ -22,9 +22,18 @@ const MASKS: [Mask; 4] = [
     Mask { causal: false, window: None },
 ];
 
+const KV_TYPES: [KvType; 4] = [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0];
+
 /// The cases: every head size with every mask, the rest drawn.
 pub fn cases(random: &mut Random) -> Vec<Case> {
     let mut cases = Vec::new();
+    // Generation after a prompt so long that a backend may cut it in parts, and add these.
+    for kv_type in KV_TYPES {
+        let case = attention(random, 64, Mask::CAUSAL, Some(kv_type), None);
+        let name = format!("{}/long", case.name);
+        let steps = vec![vec![Chunk::prefill(0, 600)], vec![Chunk::decode(0)]];
+        cases.push(Case { name, ..case.steps(steps) });
+    }
     // A backend without tensor cores for such a cache may have kernels by the size of groups.
     for (head_dim, group) in
         [64, 128, 256].into_iter().flat_map(|dim| [1, 4, 8].map(|group| (dim, group)))
@@ -37,7 +46,7 @@ pub fn cases(random: &mut Random) -> Vec<Case> {
             cases.push(attention(random, head_dim, mask, None, None));
         }
     }
-    for kv_type in [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0] {
+    for kv_type in KV_TYPES {
         for precision in [Precision::F16, Precision::BF16, Precision::Int8] {
             for head_dim in [64, 96, 128, 256] {
                 cases.push(narrow(random, head_dim, kv_type, precision));
@@ -82,7 +91,7 @@ fn attention(
     let drawn = random.pick(&[(1, 1), (2, 1), (1, 4), (2, 3), (1, 8)]);
     let (kv_heads, group) = heads.unwrap_or(drawn);
     let types: &[KvType] = if head_dim.is_multiple_of(32) {
-        &[KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0]
+        &KV_TYPES
     } else {
         &[KvType::F32, KvType::F16, KvType::BF16]
     };
